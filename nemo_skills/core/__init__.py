@@ -1,0 +1,1 @@
+"""What both sides share: errors, logging, structured mains, row files. Imports nothing else of this package."""

@@ -1,0 +1,1 @@
+"""Cluster configs: where jobs run, and with which mounts, containers and secrets."""

@@ -1,0 +1,1 @@
+"""Server types that a job can host or reach, one module each."""

@@ -1,0 +1,1 @@
+"""Prompt configs, chat templates and few-shot examples."""
