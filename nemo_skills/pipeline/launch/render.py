@@ -1,0 +1,45 @@
+"""Plans to scripts. Pure: the same plan always gives the same text; quoting happens here and nowhere else."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from nemo_skills.pipeline.launch.plan import Argv, CodePath, Component, Interpreter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """How a component finds its tools where it runs."""
+
+    interpreter: str
+    """Python interpreter of the component's role."""
+    code_dir: str
+    """Folder that holds the `nemo_skills` package."""
+    path_dirs: tuple[str, ...] = ()
+    """Put before `PATH`: the programs of a virtual environment."""
+
+
+def render_argv(argv: Argv, site: Site) -> str:
+    """Return one command line that a shell splits back into exactly `argv`."""
+
+    def text(word: str | Interpreter | CodePath) -> str:
+        if isinstance(word, Interpreter):
+            return site.interpreter
+        if isinstance(word, CodePath):
+            return str(PurePosixPath(site.code_dir) / word.relative)
+        return word
+
+    return " ".join(shlex.quote(text(word)) for word in argv)
+
+
+def render_component(component: Component, site: Site) -> str:
+    """Return the bash script of one component."""
+    lines = ["#!/usr/bin/env bash", "set -e"]
+    if site.path_dirs:
+        lines.append(f'export PATH={shlex.quote(":".join(site.path_dirs))}:"$PATH"')
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in component.env]
+    *first, last = component.commands
+    lines += [render_argv(argv, site) for argv in first]
+    # exec: signals and the exit code reach and leave the last command without a shell in between
+    lines.append(f"exec {render_argv(last, site)}")
+    return "\n".join(lines) + "\n"

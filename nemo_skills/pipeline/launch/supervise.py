@@ -1,0 +1,226 @@
+"""Runs the components of one job as processes of this machine; the first exit ends all."""
+
+import contextlib
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, BinaryIO
+
+from nemo_skills.core.errors import JobFailedError, UserError
+from nemo_skills.core.log import get_logger
+
+LOG = get_logger(__name__)
+
+GRACE_S = 10.0
+"""Time between SIGTERM and SIGKILL."""
+_TAIL_LINES = 15
+_TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One component, ready to start."""
+
+    name: str
+    script: Path
+    log: Path
+    is_main: bool
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived; ends the job and then this program."""
+
+
+@dataclass
+class _Running:
+    process: Process
+    popen: "subprocess.Popen[bytes]"
+    copier: threading.Thread
+    exited: "queue.SimpleQueue[_Running]" = field(repr=False)
+
+    def watch(self) -> None:
+        self.popen.wait()
+        self.exited.put(self)
+
+
+def run_job(job_name: str, processes: list[Process], env: Mapping[str, str]) -> None:
+    """Run the processes until the first one ends, then end the others.
+
+    `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
+
+    Raises:
+        JobFailedError: with the main's exit code, or 1 when another component ended before the main.
+        Terminated: SIGTERM or SIGHUP arrived; the processes are gone by then.
+        KeyboardInterrupt: Ctrl-C; the processes are gone by then.
+    """
+    exited: queue.SimpleQueue[_Running] = queue.SimpleQueue()
+    running: list[_Running] = []
+    with _raise_on_termination():
+        try:
+            for process in processes:
+                running.append(_start(process, env, exited))
+            first = exited.get()
+            if not first.process.is_main and (main := _main_exited(exited)) is not None:
+                first = main
+        finally:
+            _end_all(running, env["NS_RUN_DIR"])
+    _judge(job_name, first)
+
+
+def _main_exited(exited: "queue.SimpleQueue[_Running]") -> _Running | None:
+    # a server that ends because its client is done must not be blamed: give the main a moment to be seen
+    deadline = time.monotonic() + 0.2
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            other = exited.get(timeout=left)
+            if other.process.is_main:
+                return other
+    return None
+
+
+def _judge(job_name: str, first: _Running) -> None:
+    code = first.popen.returncode
+    if first.process.is_main and code == 0:
+        return
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    message = f"job {job_name}: {first.process.name} {how}; log: {first.process.log}"
+    if not first.process.is_main:
+        message += f" while the main was running. Its last lines:\n{tail(first.process.log)}"
+        raise JobFailedError(message, exit_code=1)
+    raise JobFailedError(message, exit_code=128 - code if code < 0 else code)
+
+
+def tail(log: Path, lines: int = _TAIL_LINES) -> str:
+    """Return the last lines of a log file, indented; empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+
+def _start(process: Process, env: Mapping[str, str], exited: "queue.SimpleQueue[_Running]") -> _Running:
+    try:
+        process.log.parent.mkdir(parents=True, exist_ok=True)
+        log = process.log.open("ab", buffering=0)
+    except OSError as err:
+        raise UserError(f"cannot write the log {process.log}: {err.strerror}") from err
+    popen = subprocess.Popen(
+        [*_die_with_parent(), "bash", str(process.script)],
+        env=dict(env) | {"NS_SERVER_LOG": str(process.log)} if not process.is_main else dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert popen.stdout is not None
+    terminal = sys.stderr.buffer if process.is_main else None
+    copier = threading.Thread(target=_copy, args=(popen.stdout, log, terminal), daemon=True)
+    running = _Running(process, popen, copier, exited)
+    copier.start()
+    threading.Thread(target=running.watch, daemon=True).start()
+    return running
+
+
+def _copy(source: IO[bytes], log: BinaryIO, terminal: BinaryIO | None) -> None:
+    """Copy output to the terminal as it is, and to the log without colours and overwritten progress bars."""
+    pending = b""
+    with source, log:
+        while chunk := os.read(source.fileno(), 65536):
+            if terminal is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    terminal.write(chunk)
+                    terminal.flush()
+            *lines, pending = (pending + chunk).split(b"\n")
+            with contextlib.suppress(OSError):  # a full disk must not end the job for its log's sake
+                log.write(b"".join(_plain(line) + b"\n" for line in lines))
+        with contextlib.suppress(OSError):
+            log.write(_plain(pending))
+
+
+def _plain(line: bytes) -> bytes:
+    return _TERMINAL_CODES.sub(b"", line.rstrip(b"\r")).rsplit(b"\r", 1)[-1]
+
+
+def _end_all(running: list[_Running], run_dir: str) -> None:
+    """End every process of the job: SIGTERM first, SIGKILL after the grace time or a second Ctrl-C."""
+    _signal_all(running, run_dir, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    try:
+        while time.monotonic() < deadline and (
+            any(r.popen.poll() is None for r in running) or _members(run_dir)
+        ):
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        LOG.warning("interrupted again: killing what is left")
+    _signal_all(running, run_dir, signal.SIGKILL)
+    for one in running:
+        one.popen.wait()
+        one.copier.join(timeout=2)
+
+
+def _signal_all(running: list[_Running], run_dir: str, signum: signal.Signals) -> None:
+    groups = {one.popen.pid for one in running if one.popen.poll() is None}
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signum)
+    for pid in _members(run_dir):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) not in groups:
+                os.kill(pid, signum)
+
+
+def _members(run_dir: str) -> list[int]:
+    """Return the living processes of the job: those that inherited its `NS_RUN_DIR`.
+
+    This finds daemons that left their process group and orphans that init adopted. Linux only.
+    """
+    marker = b"NS_RUN_DIR=" + os.fsencode(run_dir)
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        # zombies have no environ left; other users' processes cannot be read
+        with contextlib.suppress(OSError):
+            if marker in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
+
+
+def _die_with_parent() -> list[str]:
+    """Return the prefix that has a command end when this program is killed outright, where there is one."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
+@contextlib.contextmanager
+def _raise_on_termination() -> Iterator[None]:
+    def handler(signum: int, _frame: FrameType | None) -> None:
+        raise Terminated(signal.Signals(signum).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def terminal_env() -> dict[str, str]:
+    """Tell mains, whose output goes through a pipe, that a terminal of this width shows it."""
+    if not sys.stderr.isatty():
+        return {}
+    return {"NS_TERMINAL_WIDTH": str(shutil.get_terminal_size().columns)}
