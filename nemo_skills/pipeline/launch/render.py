@@ -19,6 +19,24 @@ class Site:
     """Put before `PATH`: the programs of a virtual environment."""
 
 
+@dataclass(frozen=True)
+class RenderedComponent:
+    """A component's script and where its output goes."""
+
+    name: str
+    script: str
+    log: str
+    is_main: bool
+
+
+@dataclass(frozen=True)
+class RenderedJob:
+    """The scripts of one job."""
+
+    name: str
+    components: tuple[RenderedComponent, ...]
+
+
 def render_argv(argv: Argv, site: Site) -> str:
     """Return one command line that a shell splits back into exactly `argv`."""
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ LOG = get_logger(__name__)
 GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL."""
 _TAIL_LINES = 15
+_STDERR = 2
 _TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -126,23 +126,21 @@ def _start(process: Process, env: Mapping[str, str], exited: "queue.SimpleQueue[
         start_new_session=True,
     )
     assert popen.stdout is not None
-    terminal = sys.stderr.buffer if process.is_main else None
-    copier = threading.Thread(target=_copy, args=(popen.stdout, log, terminal), daemon=True)
+    copier = threading.Thread(target=_copy, args=(popen.stdout, log, process.is_main), daemon=True)
     running = _Running(process, popen, copier, exited)
     copier.start()
     threading.Thread(target=running.watch, daemon=True).start()
     return running
 
 
-def _copy(source: IO[bytes], log: BinaryIO, terminal: BinaryIO | None) -> None:
+def _copy(source: IO[bytes], log: BinaryIO, to_terminal: bool) -> None:
     """Copy output to the terminal as it is, and to the log without colours and overwritten progress bars."""
     pending = b""
     with source, log:
         while chunk := os.read(source.fileno(), 65536):
-            if terminal is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    terminal.write(chunk)
-                    terminal.flush()
+            if to_terminal:
+                with contextlib.suppress(OSError):
+                    os.write(_STDERR, chunk)
             *lines, pending = (pending + chunk).split(b"\n")
             with contextlib.suppress(OSError):  # a full disk must not end the job for its log's sake
                 log.write(b"".join(_plain(line) + b"\n" for line in lines))
@@ -221,6 +219,6 @@ def _raise_on_termination() -> Iterator[None]:
 
 def terminal_env() -> dict[str, str]:
     """Tell mains, whose output goes through a pipe, that a terminal of this width shows it."""
-    if not sys.stderr.isatty():
+    if not os.isatty(_STDERR):
         return {}
     return {"NS_TERMINAL_WIDTH": str(shutil.get_terminal_size().columns)}

@@ -1,0 +1,59 @@
+"""The one door to the executors: shows a plan, or carries it out."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from rich.console import Console
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline.launch.plan import Plan
+from nemo_skills.pipeline.launch.records import Record
+from nemo_skills.pipeline.launch.render import RenderedJob
+
+_BACKENDS = {"none": "nemo_skills.pipeline.launch.local"}
+
+
+@dataclass(frozen=True)
+class _Backend:
+    render: Callable[[Plan], tuple[RenderedJob, ...]]
+    submit: Callable[[Plan], Record]
+
+
+def launch(plan: Plan, *, dry_run: bool = False) -> Record | None:
+    """Carry out a plan, or with `dry_run` only print it; returns what was launched.
+
+    Raises:
+        JobFailedError: a job that the wrapper waited for failed.
+        UserError: the plan cannot be launched on its cluster.
+    """
+    backend = _backend(plan.cluster.executor)
+    if dry_run:
+        show(plan, backend.render(plan))
+        return None
+    return backend.submit(plan)
+
+
+def show(plan: Plan, jobs: tuple[RenderedJob, ...]) -> None:
+    """Print plan, mounts and scripts on stdout."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"experiment {plan.expname} on cluster {plan.cluster.name} ({plan.cluster.executor})")
+    if plan.run_after:
+        console.print(f"after: {', '.join(plan.run_after)}")
+    for mount in plan.cluster.mounts:
+        console.print(f"mount {mount}")
+    for planned, job in zip(plan.jobs, jobs, strict=True):
+        after = f" (after {', '.join(planned.after)})" if planned.after else ""
+        console.print(f"\njob {job.name}{after}")
+        for component in job.components:
+            console.print(f"-- {component.name}, log {component.log}")
+            console.print(component.script.rstrip())
+    console.print("\ndry run: nothing was launched")
+
+
+def _backend(executor: str) -> _Backend:
+    if executor not in _BACKENDS:
+        raise UserError(f"executor '{executor}' cannot launch jobs yet; use 'none'")
+    module = importlib.import_module(_BACKENDS[executor])
+    return cast(_Backend, module)

@@ -1,0 +1,109 @@
+"""A job of several processes: first exit ends all, exit codes and signals arrive, nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nemo_skills.core.errors import JobFailedError
+from nemo_skills.pipeline.launch.supervise import Process, run_job
+
+
+def _process(folder: Path, name: str, script: str) -> Process:
+    path = folder / f"{name}.sh"
+    path.write_text(script)
+    return Process(name=name, script=path, log=folder / "logs" / f"{name}.log", is_main=name == "main")
+
+
+def _run(folder: Path, **scripts: str) -> None:
+    processes = [_process(folder, name, script) for name, script in scripts.items()]
+    run_job("job", processes, os.environ | {"NS_RUN_DIR": str(folder)})
+
+
+def _survivors(folder: Path) -> list[int]:
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"NS_RUN_DIR={folder}".encode() in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_server_ends_with_the_main(weird_tmp_path: Path) -> None:
+    _run(weird_tmp_path, server="exec sleep 1000", main="echo done; exit 0")
+    assert (weird_tmp_path / "logs" / "main.log").read_text() == "done\n"
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_exit_code_of_the_main_is_the_jobs(weird_tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError) as failure:
+        _run(weird_tmp_path, server="exec sleep 1000", main="exit 37")
+    assert failure.value.exit_code == 37
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_dead_server_ends_the_job_and_shows_its_last_words(weird_tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="out of memory, sadly") as failure:
+        _run(weird_tmp_path, server="echo out of memory, sadly; exit 0", main="exec sleep 1000")
+    assert failure.value.exit_code == 1
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_daemons_that_leave_their_group_are_ended_too(weird_tmp_path: Path) -> None:
+    daemon = f"setsid {sys.executable} -c 'import signal,time; time.sleep(1000)' & disown; sleep 1000"
+    _run(weird_tmp_path, server=daemon, main="sleep 0.5")
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_terminal_codes_and_overwritten_bars_stay_out_of_the_log(weird_tmp_path: Path) -> None:
+    _run(weird_tmp_path, main=r"printf '\033[31mred\033[0m\n10%%\r50%%\r100%%\nlast'")
+    assert (weird_tmp_path / "logs" / "main.log").read_bytes() == b"red\n100%\nlast"
+
+
+_PROGRAM = """
+import os, sys
+from pathlib import Path
+from nemo_skills.pipeline.launch.supervise import Process, Terminated, run_job
+folder = Path(sys.argv[1])
+processes = [
+    Process(name=n, script=folder / f"{n}.sh", log=folder / f"{n}.log", is_main=n == "main")
+    for n in ("server", "main")
+]
+try:
+    run_job("job", processes, os.environ | {"NS_RUN_DIR": str(folder)})
+except KeyboardInterrupt:
+    sys.exit(130)
+except Terminated:
+    sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_signals_leave_no_process_behind(weird_tmp_path: Path, signum: int, code: int) -> None:
+    stubborn = "trap '' INT; sleep 1000 & wait; sleep 1000"
+    for name, script in {"server": "exec sleep 1000", "main": stubborn}.items():
+        (weird_tmp_path / f"{name}.sh").write_text(script)
+    program = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(weird_tmp_path)])
+    # the main's background sleep makes three processes, or more while prefixes are still being executed
+    deadline = time.monotonic() + 20
+    while len(_survivors(weird_tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(_survivors(weird_tmp_path)) >= 3
+    program.send_signal(signum)
+    assert program.wait(timeout=30) == code
+    if signum == signal.SIGKILL:
+        # nobody is left to clean up; what is promised is that the components themselves get SIGTERM
+        time.sleep(1)
+        for pid in (left := _survivors(weird_tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+        assert len(left) <= 1
+    else:
+        assert _survivors(weird_tmp_path) == []
