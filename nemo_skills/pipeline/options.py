@@ -1,0 +1,99 @@
+"""The option groups that wrappers share. Each option of the command line is declared here, and only once.
+
+The first line of a group's docstring is the title of its panel in `--help`.
+"""
+
+from dataclasses import dataclass
+
+from nemo_skills.pipeline.declare import REQUIRED, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Cluster: where it runs."""
+
+    cluster: str | None = option(
+        None, "Name of a cluster config, or the path of one. Without it the job runs on this machine."
+    )
+    config_dir: str | None = option(
+        None, "Folder of cluster configs, instead of $NEMO_SKILLS_CONFIG_DIR and ./cluster_configs."
+    )
+    mount_paths: tuple[str, ...] = option(
+        (),
+        "Folders to mount besides the cluster config's, as source:target, separated by commas.",
+        separator=",",
+    )
+    check_mounted_paths: bool = option(
+        False,
+        "Check that mounted paths exist, create missing output and log folders, mount what is not mounted.",
+    )
+    log_dir: str | None = option(
+        None, "Folder for the logs of the jobs. By default it lies beside the output."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Job: how it is submitted."""
+
+    expname: str | None = option(
+        None, "Name of the experiment, for --run_after and in the queue. By default the command's name."
+    )
+    run_after: tuple[str, ...] = option(
+        (), "Names of experiments whose jobs must have ended successfully before."
+    )
+    partition: str | None = option(None, "Slurm partition, instead of the cluster config's.")
+    qos: str | None = option(None, "Slurm quality of service.")
+    time_min: str | None = option(
+        None, "Slurm may shorten the time limit down to this, as 00:30:00, to start the job earlier."
+    )
+    not_exclusive: bool = option(False, "Share nodes with other jobs instead of taking them whole.")
+    reuse_code: bool = option(
+        True, "Use the code that this Python session packaged last instead of packaging again."
+    )
+    reuse_code_exp: str | None = option(None, "Name of an experiment whose packaged code is used.")
+    allow_uncommitted: bool = option(False, "Package the git repository although it has uncommitted changes.")
+    dependent_jobs: int = option(
+        0, "How many more jobs to queue, each going on where the one before it ran out of time.", minimum=0
+    )
+    dry_run: bool = option(False, "Print the plan, the scripts and the mounts; submit nothing.")
+    no_validate: bool = option(False, "Submit without checking the arguments of the main script.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Model server."""
+
+    model: str | None = option(
+        None, "Path or hub name of the model; the model's name when a remote server has it."
+    )
+    server_type: str | None = option(None, "Kind of server: hf, vllm, openai (any compatible address), ...")
+    server_address: str | None = option(
+        None,
+        "Address of a server that already runs, as http://host:port/v1; several are separated by commas.",
+    )
+    server_gpus: int = option(0, "GPUs per node for a server that the job starts.", minimum=0)
+    server_nodes: int = option(1, "Nodes for a server that the job starts.", minimum=1)
+    server_args: str = option("", "More arguments for the server, in one text, passed on word for word.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Generation."""
+
+    input_file: str = option(REQUIRED, "JSONL file with one input per line.")
+    output_dir: str = option(REQUIRED, "Folder for the results.")
+    num_random_seeds: int | None = option(
+        None, "How many times to sample every input, each time with another seed.", minimum=1
+    )
+    starting_seed: int = option(0, "The first of these seeds.", minimum=0)
+    random_seeds: tuple[int, ...] = option(
+        (), "The seeds themselves, as 0,3,7 or 0..7, instead of their number."
+    )
+    num_chunks: int | None = option(
+        None, "Split the input into this many parts that run side by side.", minimum=1
+    )
+    chunk_ids: tuple[int, ...] = option((), "Run only these parts, as 0,2 or 0..3. The first is 0.")
+    rerun_done: bool = option(False, "Submit also what an earlier run has finished.")
+    preprocess_cmd: str | None = option(None, "Shell command to run before the generation.")
+    postprocess_cmd: str | None = option(None, "Shell command to run after the generation.")

@@ -1,0 +1,91 @@
+"""Sorts the words of a command line into a wrapper's options and the arguments of its main script."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.pipeline.declare import Option
+
+HELP_FLAGS = ("--help", "-h")
+# `--config-dir` is Hydra's and `--config_dir` a wrapper's own: the two programs met long ago
+HYDRA_FLAGS = ("--config-path", "--config-name", "--config-dir")
+_OVERRIDE = re.compile(r"[+~]|[^\W\d][\w.@:/-]*=")
+
+
+class Words(NamedTuple):
+    """A command line, sorted."""
+
+    values: dict[str, str | list[str]]
+    """What was given for each option, as text."""
+    args: tuple[str, ...]
+    """The rest, in order: arguments of the main script, or the command to run."""
+    wants_help: bool = False
+
+
+def sort_words(words: Iterable[str], options: Mapping[str, Option], *, passthrough: bool = False) -> Words:
+    """Sort `words` by the `options` of a wrapper.
+
+    With `passthrough` the first word that is no option starts a command, which is kept word for word.
+    Otherwise only Hydra's overrides and flags may stand beside the options.
+    """
+    rest = list(words)[::-1]
+    values: dict[str, str | list[str]] = {}
+    args: list[str] = []
+    while rest:
+        word = rest.pop()
+        name = _option_name(word)
+        if word in HELP_FLAGS:
+            return Words({}, (), wants_help=True)
+        elif word.partition("=")[0] in HYDRA_FLAGS and not passthrough:
+            args += [word] if "=" in word else [word, _take_value(word, rest, options)]
+        elif name in options:
+            _store(values, options[name], _value_of(word, options, rest))
+        elif passthrough and (word == "--" or not word.startswith("-")):
+            args = rest[::-1] if word == "--" else [word, *rest[::-1]]
+            break
+        elif _OVERRIDE.match(word):
+            args.append(word)
+        else:
+            raise UserError(_complaint(word, options, passthrough))
+    return Words(values, tuple(args))
+
+
+def _option_name(word: str) -> str:
+    """Return the name in `--some-name=value` with underscores, or nothing when it is no option."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+
+def _value_of(word: str, options: Mapping[str, Option], rest: list[str]) -> str:
+    name, has_value, text = word.partition("=")
+    if has_value:
+        return text
+    return "true" if options[_option_name(word)].is_flag else _take_value(name, rest, options)
+
+
+def _take_value(name: str, rest: list[str], options: Mapping[str, Option]) -> str:
+    """Take the next word, unless it is an option itself: then the value was forgotten."""
+    if not rest or _option_name(rest[-1]) in options or rest[-1] in HELP_FLAGS:
+        hint = f"; if '{rest[-1]}' is its value, write {name}='{rest[-1]}'" if rest else ""
+        raise UserError(f"option '{name}' needs a value{hint}")
+    return rest.pop()
+
+
+def _store(values: dict[str, str | list[str]], option: Option, text: str) -> None:
+    if not option.is_list:
+        values[option.name] = text
+        return
+    items = values.setdefault(option.name, [])
+    assert isinstance(items, list)
+    items += option.split(text)
+
+
+def _complaint(word: str, options: Mapping[str, Option], passthrough: bool) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument '{word}'; arguments of the main script are written ++name=value"
+    typed = word.partition("=")[0]
+    names = [*options, *([] if passthrough else (flag[2:] for flag in HYDRA_FLAGS))]
+    hint = did_you_mean(_option_name(word), names).replace("mean '", "mean '--")
+    if not hint and not passthrough:
+        hint = " Arguments of the main script are written ++name=value."
+    return f"unknown option '{typed}'.{hint}"

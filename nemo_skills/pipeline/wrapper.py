@@ -1,0 +1,126 @@
+"""Turns a function of option groups into a Python callable with flat keywords and a command of `ns`."""
+
+import inspect
+import shlex
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.pipeline.declare import Option, options_of
+from nemo_skills.pipeline.tokens import sort_words
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a wrapper passes on: the arguments of its main script, or the command to run."""
+
+    args: tuple[str, ...] = ()
+
+
+def wrap_arguments(arguments: str | Sequence[str] | Mapping[str, object] = "") -> Context:
+    """Make the `ctx` of a wrapper.
+
+    Args:
+        arguments: A text, split as a shell would; a list, taken word for word; or a dict of the main script's
+            arguments, names to any Python values.
+    """
+    if isinstance(arguments, str):
+        try:
+            return Context(tuple(shlex.split(arguments)))
+        except ValueError as error:
+            raise UserError(f"cannot split these arguments ({error}): {arguments}") from None
+    if isinstance(arguments, Mapping):
+        from nemo_skills.pipeline.main_args import encode_override
+
+        return Context(tuple(encode_override(key, value) for key, value in arguments.items()))
+    wrong = [word for word in arguments if not isinstance(word, str)]
+    if wrong:
+        raise UserError(f"wrap_arguments takes a list of texts, but {wrong[0]!r} is none")
+    return Context(tuple(arguments))
+
+
+class Wrapper(Generic[ResultT]):
+    """A command: call it from Python with the options of all its groups as keywords."""
+
+    def __init__(
+        self, body: Callable[..., ResultT], main: str, schema: str | None, passthrough: bool
+    ) -> None:
+        self.main = main
+        self.schema = schema
+        self.passthrough = passthrough
+        self._body = body
+        self._groups = _groups_of(body)
+        declared = [option for group in self._groups.values() for option in options_of(group)]
+        self.options: dict[str, Option] = {option.name: option for option in declared}
+        assert len(self.options) == len(declared), f"{body.__name__} declares an option twice"
+        self.__name__ = body.__name__
+        self.__qualname__ = body.__qualname__
+        self.__module__ = body.__module__
+        self.__doc__ = body.__doc__
+        self.__signature__ = _flat_signature(body, declared)
+
+    def __call__(self, ctx: Context = Context(), **options: Any) -> ResultT:
+        """Run the wrapper; a wrong name or value raises `UserError`, and a failed job `JobFailedError`."""
+        groups = self.bind(options)
+        if not isinstance(ctx, Context):
+            raise UserError(f"ctx takes wrap_arguments(...), not {ctx!r}")
+        if not self.passthrough:
+            sort_words(ctx.args, {})
+        return self._body(ctx, **groups)
+
+    def bind(self, values: Mapping[str, object]) -> dict[str, Any]:
+        """Build the option groups, by parameter name, from flat `values`."""
+        for name in values.keys() - self.options.keys():
+            raise UserError(f"{self.__name__}() has no option '{name}'.{did_you_mean(name, self.options)}")
+        read = {name: option.read(values.get(name)) for name, option in self.options.items()}
+        missing = [
+            f"--{name}"
+            for name, option in self.options.items()
+            if read[name] is option.default and option.required
+        ]
+        if missing:
+            raise UserError(f"missing required {'options' if missing[1:] else 'option'} {', '.join(missing)}")
+        return {
+            parameter: group(**{option.name: read[option.name] for option in options_of(group)})
+            for parameter, group in self._groups.items()
+        }
+
+
+def wrapper(
+    *, main: str, schema: str | None = None, passthrough: bool = False
+) -> Callable[[Callable[..., ResultT]], Wrapper[ResultT]]:
+    """Make a command of a function that takes `ctx` and option groups.
+
+    Args:
+        main: Module that the command runs, which `--help` names.
+        schema: Its config class, as `module:Class`, to check arguments against before submission.
+        passthrough: Whether everything after the options is a command to run instead of main arguments.
+    """
+    return lambda body: Wrapper(body, main, schema, passthrough)
+
+
+def _groups_of(body: Callable[..., object]) -> dict[str, type]:
+    hints = typing.get_type_hints(body)
+    return {name: hints[name] for name in inspect.signature(body).parameters if name != "ctx"}
+
+
+def _flat_signature(body: Callable[..., object], options: Sequence[Option]) -> inspect.Signature:
+    empty = inspect.Parameter.empty
+    ctx = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=Context(), annotation=Context
+    )
+    keywords = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=empty if option.required else option.default,
+            annotation=option.annotation,
+        )
+        for option in options
+    ]
+    returns = inspect.signature(body).return_annotation
+    return inspect.Signature([ctx, *keywords], return_annotation=returns)
