@@ -54,6 +54,9 @@ def __getattr__(name: str) -> Wrapper[Any]:
 class _Commands(TyperGroup):
     """Lists commands from the table, and imports only the one that is run."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        return _tidy(super().get_help_option(ctx))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ARG002
         name = args[0]
         if name not in COMMANDS:
@@ -61,9 +64,18 @@ class _Commands(TyperGroup):
         return name, _typer_command(name, load_command(name)), args[1:]
 
 
+def _tidy(flag: Any) -> Any:
+    """Show `--help` without a type."""
+    flag.metavar = ""
+    return flag
+
+
 def _typer_command(name: str, wrapper: Wrapper[Any]) -> Any:
     class Command(TyperCommand):
         """Typer shows the help; words are sorted and read as they are for calls from Python."""
+
+        def get_help_option(self, ctx: Any) -> Any:
+            return _tidy(super().get_help_option(ctx))
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             words = sort_words(args, wrapper.options, passthrough=wrapper.passthrough)
@@ -94,10 +106,11 @@ def _typer_parameter(option: Option) -> inspect.Parameter:
     details = typer.Option(
         f"--{option.name}",
         help=option.help.replace("[", r"\["),
-        metavar="" if plain_flag else option.metavar,
+        metavar=option.metavar,
         rich_help_panel=option.panel,
     )
-    default = inspect.Parameter.empty if option.required else str(option.default) if option.default else None
+    shown = str(option.default) if option.default and not option.is_flag else None
+    default = inspect.Parameter.empty if option.required else shown
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -109,7 +122,7 @@ def _typer_parameter(option: Option) -> inspect.Parameter:
 def _help_text(wrapper: Wrapper[Any]) -> str:
     summary = inspect.cleandoc(wrapper.__doc__ or "")
     return (
-        f"{summary}\n\nIt runs python -m {wrapper.main}. List that script's arguments (++name=value) with:\n\n"
+        f"{summary}\n\nIt runs python -m {wrapper.main}. List its arguments (++name=value) with:\n\n"
         f"python -m {wrapper.main} --help"
     )
 
@@ -134,7 +147,10 @@ app = typer.Typer(
 @app.callback()
 def _ns(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version", help="Show the version.", metavar="", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
     """From raw data to an evaluated, trained LLM: on this machine, in Docker or on a Slurm cluster."""

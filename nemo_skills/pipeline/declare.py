@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
 
 from nemo_skills.core.errors import UserError
@@ -62,7 +62,7 @@ class Option:
         """The kind of value, as `--help` shows it."""
         if self.is_list:
             return "LIST"
-        return {str: "TEXT", int: "NUMBER", bool: "true|false"}[self.kind]
+        return {str: "TEXT", int: "NUMBER", bool: "[=false]" if self.default else ""}[self.kind]
 
     def split(self, text: str) -> list[str]:
         """Split one text into the items of a list; `3..5` among numbers means 3, 4 and 5."""
@@ -79,7 +79,7 @@ class Option:
             return self._read_one(value)
         if isinstance(value, str):
             return tuple(self._read_one(item) for item in self.split(value))
-        items = value if isinstance(value, Sequence) else [value]
+        items = value if isinstance(value, Iterable) else [value]
         return tuple(self._read_one(item) for item in items)
 
     def _read_one(self, value: object) -> object:
@@ -115,6 +115,8 @@ def _expand_range(item: str) -> list[str]:
     if bounds is None:
         return [item]
     first, last = int(bounds[1]), int(bounds[2])
+    if last < first:
+        raise UserError(f"the range {item} is empty: write the smaller number first")
     return [str(number) for number in range(first, last + 1)]
 
 

@@ -16,7 +16,9 @@ class ClusterOptions:
         None, "Name of a cluster config, or the path of one. Without it the job runs on this machine."
     )
     config_dir: str | None = option(
-        None, "Folder of cluster configs, instead of $NEMO_SKILLS_CONFIG_DIR and ./cluster_configs."
+        None,
+        "Folder of cluster configs, instead of $NEMO_SKILLS_CONFIG_DIR and ./cluster_configs. "
+        "(--config-dir, with a dash, is Hydra's.)",
     )
     mount_paths: tuple[str, ...] = option(
         (),

@@ -64,11 +64,13 @@ def _value_of(word: str, options: Mapping[str, Option], rest: list[str]) -> str:
 
 
 def _take_value(name: str, rest: list[str], options: Mapping[str, Option]) -> str:
-    """Take the next word, unless it is an option itself: then the value was forgotten."""
-    if not rest or _option_name(rest[-1]) in options or rest[-1] in HELP_FLAGS:
-        hint = f"; if '{rest[-1]}' is its value, write {name}='{rest[-1]}'" if rest else ""
-        raise UserError(f"option '{name}' needs a value{hint}")
-    return rest.pop()
+    """Take the next word, unless it is an option or main argument itself: then the value was forgotten."""
+    if not rest:
+        raise UserError(f"option '{name}' needs a value")
+    word = rest.pop()
+    if _option_name(word) in options or word in HELP_FLAGS or word.startswith("++"):
+        raise UserError(f"option '{name}' needs a value; if '{word}' is its value, write {name}='{word}'")
+    return word
 
 
 def _store(values: dict[str, str | list[str]], option: Option, text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from nemo_skills.core.errors import UserError, did_you_mean
-from nemo_skills.pipeline.declare import Option, options_of
+from nemo_skills.pipeline.declare import REQUIRED, Option, options_of
 from nemo_skills.pipeline.tokens import sort_words
 
 ResultT = TypeVar("ResultT")
@@ -68,8 +68,7 @@ class Wrapper(Generic[ResultT]):
         groups = self.bind(options)
         if not isinstance(ctx, Context):
             raise UserError(f"ctx takes wrap_arguments(...), not {ctx!r}")
-        if not self.passthrough:
-            sort_words(ctx.args, {})
+        self._check_main_arguments(ctx.args)
         return self._body(ctx, **groups)
 
     def bind(self, values: Mapping[str, object]) -> dict[str, Any]:
@@ -77,17 +76,22 @@ class Wrapper(Generic[ResultT]):
         for name in values.keys() - self.options.keys():
             raise UserError(f"{self.__name__}() has no option '{name}'.{did_you_mean(name, self.options)}")
         read = {name: option.read(values.get(name)) for name, option in self.options.items()}
-        missing = [
-            f"--{name}"
-            for name, option in self.options.items()
-            if read[name] is option.default and option.required
-        ]
+        missing = [f"'{name}'" for name, value in read.items() if value is REQUIRED]
         if missing:
-            raise UserError(f"missing required {'options' if missing[1:] else 'option'} {', '.join(missing)}")
+            raise UserError(f"missing required option{'s' if missing[1:] else ''} {' and '.join(missing)}")
         return {
             parameter: group(**{option.name: read[option.name] for option in options_of(group)})
             for parameter, group in self._groups.items()
         }
+
+    def _check_main_arguments(self, args: Sequence[str]) -> None:
+        if self.passthrough:
+            return
+        words = sort_words(args, self.options)
+        for name in words.values:
+            raise UserError(f"'{name}' is an option of {self.__name__}(): pass it as a keyword, not in ctx")
+        if words.wants_help:
+            raise UserError(f"list the arguments with: python -m {self.main} --help")
 
 
 def wrapper(
