@@ -1,1 +1,1 @@
-"""Prompt configs, chat templates and few-shot examples."""
+"""Prompt configs, chat templates and few-shot examples; the public functions are in `utils`."""

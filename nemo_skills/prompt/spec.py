@@ -1,0 +1,192 @@
+"""What prompt configs and chat templates may say, and strict reading of both."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_skills.core.errors import UserError, did_you_mean
+
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """How solved examples are shown: prefix, the template once per example, suffix."""
+
+    template: str
+    """Text of one example; its placeholders are keys of the examples."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    examples_type: str | None = None
+    """Name of shipped examples, or path of a JSON lines file; null shows none."""
+
+    examples: tuple[Example, ...] = ()
+    """Examples written out in the config, used when no examples_type is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """A prompt config file."""
+
+    user: str
+    """The user's message; `{examples}` is where few-shot examples go."""
+
+    system: str | None = None
+    few_shot_examples: FewShotConfig | None = None
+
+    stop_phrases: tuple[str, ...] = ()
+    """Texts that end a generation, besides those of the template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    """A prompt template file: what a model expects around each message of a conversation."""
+
+    bos: str = ""
+    """First token of a text; completions endpoints put it there, so it is no part of rendered prompts."""
+
+    system_begin: str = ""
+    system_end: str = ""
+    user_begin: str = ""
+    user_end: str = ""
+    assistant_begin: str = ""
+    assistant_end: str = ""
+    stop_phrases: tuple[str, ...] = ()
+
+
+class _Section:
+    """One mapping of a YAML file, read key by key with errors that name the place."""
+
+    def __init__(self, data: object, where: str, schema: type) -> None:
+        if not isinstance(data, dict):
+            raise UserError(f"{where} must hold 'key: value' pairs, not {_kind(data)}")
+        known = [f.name for f in fields(schema)]
+        unknown = [str(k) for k in data if k not in known]
+        if unknown:
+            lines = (f"{where}: unknown key '{k}'.{did_you_mean(k, known)}" for k in unknown)
+            raise UserError("\n".join([*lines, f"Known keys: {', '.join(known)}"]))
+        self._data: dict[str, object] = data
+        self.where = where
+
+    def get(self, key: str) -> object:
+        return self._data.get(key)
+
+    def text(self, key: str) -> str | None:
+        value = self._data.get(key)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{self.where}: '{key}' must be a text, not {_kind(value)}; put it in quotes")
+        return value
+
+    def required(self, key: str) -> str:
+        value = self.text(key)
+        if value is None:
+            raise UserError(f"{self.where}: the key '{key}' is missing")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self._list(key)
+        if not all(isinstance(v, str) for v in values):
+            raise UserError(f"{self.where}: '{key}' must be a list of texts")
+        return tuple(str(v) for v in values)
+
+    def examples(self, key: str) -> tuple[Example, ...]:
+        return check_examples(self._list(key), f"{self.where}.{key}")
+
+    def _list(self, key: str) -> list[object]:
+        value = self._data.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise UserError(f"{self.where}: '{key}' must be a list, not {_kind(value)}")
+        return value
+
+
+def read_prompt_config(path: Path) -> PromptConfig:
+    """Read a prompt config file."""
+    section = _Section(_read_yaml(path), str(path), PromptConfig)
+    few_shot = section.get("few_shot_examples")
+    return PromptConfig(
+        user=section.required("user"),
+        system=section.text("system"),
+        few_shot_examples=None if few_shot is None else _few_shot_config(few_shot, path),
+        stop_phrases=section.texts("stop_phrases"),
+    )
+
+
+def read_template_config(path: Path) -> TemplateConfig:
+    """Read a prompt template file."""
+    section = _Section(_read_yaml(path), str(path), TemplateConfig)
+    return TemplateConfig(
+        bos=section.text("bos") or "",
+        system_begin=section.text("system_begin") or "",
+        system_end=section.text("system_end") or "",
+        user_begin=section.text("user_begin") or "",
+        user_end=section.text("user_end") or "",
+        assistant_begin=section.text("assistant_begin") or "",
+        assistant_end=section.text("assistant_end") or "",
+        stop_phrases=section.texts("stop_phrases"),
+    )
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Read few-shot examples, one JSON object a line."""
+    examples = []
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            examples.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
+    return check_examples(examples, str(path))
+
+
+def check_examples(examples: Iterable[object], where: str) -> tuple[Example, ...]:
+    """Return the examples if each of them is a mapping."""
+    checked = list[Example]()
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, dict):
+            raise UserError(f"{where}: example {number} must hold 'key: value' pairs, not {_kind(example)}")
+        checked.append(example)
+    return tuple(checked)
+
+
+def _few_shot_config(data: object, path: Path) -> FewShotConfig:
+    section = _Section(data, f"{path}: few_shot_examples", FewShotConfig)
+    return FewShotConfig(
+        template=section.required("template"),
+        prefix=section.text("prefix") or "",
+        suffix=section.text("suffix") or "",
+        examples_type=section.text("examples_type"),
+        examples=section.examples("examples"),
+    )
+
+
+def _read_yaml(path: Path) -> object:
+    # Not OmegaConf: it would take a "${" in a prompt, common in TeX, for an interpolation
+    try:
+        return yaml.safe_load(_read(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _kind(value: object) -> str:
+    names = {dict: "pairs", list: "a list", str: "a text", type(None): "nothing"}
+    return names.get(type(value), repr(value))
