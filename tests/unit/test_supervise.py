@@ -69,7 +69,7 @@ def test_terminal_codes_and_overwritten_bars_stay_out_of_the_log(weird_tmp_path:
 _PROGRAM = """
 import os, sys
 from pathlib import Path
-from nemo_skills.pipeline.launch.supervise import Process, Terminated, run_job
+from nemo_skills.pipeline.launch.supervise import Process, run_job
 folder = Path(sys.argv[1])
 processes = [
     Process(name=n, script=folder / f"{n}.sh", log=folder / f"{n}.log", is_main=n == "main")
@@ -79,8 +79,6 @@ try:
     run_job("job", processes, os.environ | {"NS_RUN_DIR": str(folder)})
 except KeyboardInterrupt:
     sys.exit(130)
-except Terminated:
-    sys.exit(143)
 """
 
 

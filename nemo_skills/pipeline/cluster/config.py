@@ -185,7 +185,7 @@ def parse_cluster_config(path: Path) -> ClusterConfig:
         elif value is not None:
             try:
                 values[key] = _CONVERTERS[key](value)
-            except ValueError as err:
+            except (ValueError, UserError) as err:
                 problems.append(f"{key}: {err}")
     if "executor" not in raw:
         problems.append(f"executor is missing; one of {', '.join(EXECUTORS)}")

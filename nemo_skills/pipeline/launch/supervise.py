@@ -23,7 +23,7 @@ LOG = get_logger(__name__)
 GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL."""
 _TAIL_LINES = 15
-_STDERR = 2
+_TERMINAL = 1
 _TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -35,10 +35,6 @@ class Process:
     script: Path
     log: Path
     is_main: bool
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; ends the job and then this program."""
 
 
 @dataclass
@@ -60,7 +56,7 @@ def run_job(job_name: str, processes: list[Process], env: Mapping[str, str]) -> 
 
     Raises:
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
-        Terminated: SIGTERM or SIGHUP arrived; the processes are gone by then.
+        SystemExit: SIGTERM or SIGHUP arrived; the processes are gone by then.
         KeyboardInterrupt: Ctrl-C; the processes are gone by then.
     """
     exited: queue.SimpleQueue[_Running] = queue.SimpleQueue()
@@ -140,7 +136,7 @@ def _copy(source: IO[bytes], log: BinaryIO, to_terminal: bool) -> None:
         while chunk := os.read(source.fileno(), 65536):
             if to_terminal:
                 with contextlib.suppress(OSError):
-                    os.write(_STDERR, chunk)
+                    os.write(_TERMINAL, chunk)
             *lines, pending = (pending + chunk).split(b"\n")
             with contextlib.suppress(OSError):  # a full disk must not end the job for its log's sake
                 log.write(b"".join(_plain(line) + b"\n" for line in lines))
@@ -203,7 +199,7 @@ def _die_with_parent() -> list[str]:
 @contextlib.contextmanager
 def _raise_on_termination() -> Iterator[None]:
     def handler(signum: int, _frame: FrameType | None) -> None:
-        raise Terminated(signal.Signals(signum).name)
+        raise SystemExit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -219,6 +215,6 @@ def _raise_on_termination() -> Iterator[None]:
 
 def terminal_env() -> dict[str, str]:
     """Tell mains, whose output goes through a pipe, that a terminal of this width shows it."""
-    if not os.isatty(_STDERR):
+    if not os.isatty(_TERMINAL):
         return {}
     return {"NS_TERMINAL_WIDTH": str(shutil.get_terminal_size().columns)}
