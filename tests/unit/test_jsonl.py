@@ -1,0 +1,264 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import (
+    BadRowError,
+    Journal,
+    Line,
+    add_fields,
+    atomic_output,
+    check_input,
+    count_rows,
+    iter_lines,
+    parse_row,
+    row_check,
+)
+
+fresh_folder_per_example = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def row_text(position: int) -> bytes:
+    return orjson.dumps({"q": f"row {position} ✓\n", "n": position})
+
+
+def write_journal(path: Path, positions: list[int]) -> Journal:
+    journal = Journal.open(path)
+    for position in positions:
+        journal.expect(position, row_check(row_text(position)))
+        journal.append(position, row_text(position))
+    journal.flush()
+    return journal
+
+
+def reopen(path: Path, count: int) -> tuple[Journal, list[int]]:
+    """Open the journal as a resumed run does; return it and the positions left to do."""
+    journal = Journal.open(path)
+    left = [p for p in range(count) if not journal.expect(p, row_check(row_text(p)))]
+    return journal, left
+
+
+class TestReader:
+    def test_blank_lines_do_not_count_and_numbers_are_of_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "in.jsonl"
+        path.write_bytes(b'\xef\xbb\xbf{"a":1}\n\n  \r\n {"a":2} \r\n{"a":3}')
+        assert list(iter_lines(path)) == [
+            Line(0, 1, b'{"a":1}'),
+            Line(1, 4, b'{"a":2}'),
+            Line(2, 5, b'{"a":3}'),
+        ]
+        assert [line.position for line in iter_lines(path, 1, 2)] == [1]
+        assert count_rows(path) == 3
+
+    @pytest.mark.parametrize(
+        "text", [b'{"a":', b"[1]", b"null", b'"x"', b"3", b'{"a":1} {"b":2}', b"\xff\xfe"]
+    )
+    def test_a_bad_line_is_named(self, tmp_path: Path, text: bytes) -> None:
+        path = tmp_path / "in.jsonl"
+        path.write_bytes(b'{"a":1}\n' + text + b"\n")
+        lines = list(iter_lines(path))
+        with pytest.raises(BadRowError, match=r"in\.jsonl:2: "):
+            parse_row(path, lines[1])
+
+    def test_missing_file_suggests_its_neighbour(self, tmp_path: Path) -> None:
+        (tmp_path / "input.jsonl").write_text("{}\n")
+        with pytest.raises(UserError, match=r"does not exist.*Did you mean '.*input\.jsonl'"):
+            check_input(tmp_path / "inptu.jsonl")
+        with pytest.raises(UserError, match="folder"):
+            check_input(tmp_path)
+
+
+rows = st.dictionaries(
+    st.text(max_size=5),
+    st.one_of(st.none(), st.integers(), st.text(), st.floats(allow_nan=False, allow_infinity=False)),
+    max_size=5,
+)
+
+
+@given(
+    row=rows, ascii_only=st.booleans(), fields=st.dictionaries(st.sampled_from("abc"), st.text(), max_size=2)
+)
+def test_add_fields_changes_nothing_else(row: dict, ascii_only: bool, fields: dict[str, str]) -> None:
+    raw = json.dumps(row, ensure_ascii=ascii_only).encode(errors="surrogatepass")
+    merged = json.loads(add_fields(raw, row, fields))
+    assert merged == {**row, **fields}
+    assert {key: repr(value) for key, value in merged.items() if key not in fields} == {
+        key: repr(value) for key, value in row.items() if key not in fields
+    }
+
+
+def test_add_fields_keeps_the_text_of_a_row() -> None:
+    raw = b'{"big": 123456789012345678901234567890, "e": 1E2, "u": "\\u00e9" }'
+    assert add_fields(raw, orjson.loads(raw), {"x": 1}) == raw[:-2] + b',"x":1}'
+
+
+class TestJournal:
+    @fresh_folder_per_example
+    @given(order=st.permutations(range(12)), data=st.data())
+    def test_a_tail_torn_at_any_byte_loses_only_that_tail(self, tmp_path_factory, order, data) -> None:
+        path = tmp_path_factory.mktemp("journal") / "out.jsonl-async"
+        write_journal(path, list(order)).close()
+        whole = path.read_bytes()
+        cut = data.draw(st.integers(0, len(whole)))
+        garbage = data.draw(st.sampled_from([b"", b"\0" * 7, b'{"_async_check":"0000', b"\n"]))
+        path.write_bytes(whole[:cut] + (garbage if cut else b""))
+
+        journal, left = reopen(path, 12)
+        assert journal.done == whole[:cut].count(b"\n")
+        assert sorted(left) == sorted(order[journal.done :])
+        for position in left:
+            journal.append(position, row_text(position))
+        journal.finalise(path.with_name("out.jsonl"), 12)
+        journal.close()
+        assert path.with_name("out.jsonl").read_bytes() == b"".join(row_text(p) + b"\n" for p in range(12))
+
+    @fresh_folder_per_example
+    @given(data=st.data())
+    def test_damage_in_the_middle_is_reported_and_done_again(self, tmp_path_factory, data) -> None:
+        path = tmp_path_factory.mktemp("journal") / "out.jsonl-async"
+        write_journal(path, list(range(6))).close()
+        text = bytearray(path.read_bytes())
+        last_line = text.rindex(b"\n", 0, -1)
+        where = data.draw(st.integers(0, last_line - 1).filter(lambda i: text[i] != 10))
+        flip = data.draw(st.integers(1, 255).filter(lambda x: text[where] ^ x != 10))
+        number = text.count(b"\n", 0, where)
+        text[where] ^= flip
+        path.write_bytes(text)
+
+        journal, left = reopen(path, 6)
+        assert journal.repair.damaged_lines == (number + 1,)
+        assert left == [number]
+        journal.append(number, row_text(number))
+        journal.close()
+        journal, left = reopen(path, 6)
+        assert left == []
+        assert list(journal.rows()) == [row_text(p) for p in range(6)]
+        journal.close()
+
+    def test_duplicates_keep_the_first(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        journal = Journal.open(path)
+        journal.expect(0, 7)
+        journal.append(0, b'{"v":1}')
+        journal.append(0, b'{"v":2}')
+        journal.close()
+        journal = Journal.open(path)
+        assert journal.expect(0, 7)
+        assert list(journal.rows()) == [b'{"v":1}']
+        journal.close()
+
+    def test_an_edited_row_is_done_again_and_stays_done(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        journal = Journal.open(path)
+        journal.expect(0, 7)
+        journal.append(0, b'{"v":"old"}')
+        journal.close()
+        journal = Journal.open(path)
+        assert journal.has(0)
+        assert not journal.expect(0, 8)
+        journal.append(0, b'{"v":"new"}')
+        journal.close()
+        journal = Journal.open(path)
+        assert journal.expect(0, 8)
+        assert list(journal.rows()) == [b'{"v":"new"}']
+        journal.close()
+
+    def test_rows_that_the_input_lost_are_left_out(self, tmp_path: Path) -> None:
+        write_journal(tmp_path / "j", [0, 1, 2]).close()
+        journal, left = reopen(tmp_path / "j", 2)
+        assert (left, journal.done) == ([], 2)
+        journal.finalise(tmp_path / "out", 2)
+        journal.close()
+        assert (tmp_path / "out").read_bytes().count(b"\n") == 2
+
+    def test_a_large_record_and_an_empty_one(self, tmp_path: Path) -> None:
+        journal = Journal.open(tmp_path / "j")
+        big = orjson.dumps({"text": "x" * 3_000_000})
+        for position, row in enumerate([b"{}", big, b"{}"]):
+            journal.expect(position, 1)
+            journal.append(position, row)
+        assert list(journal.rows()) == [b"{}", big, b"{}"]
+        journal.close()
+
+    def test_a_wrong_row_count_leaves_the_output_alone(self, tmp_path: Path) -> None:
+        target = tmp_path / "out.jsonl"
+        target.write_text("before")
+        journal = write_journal(tmp_path / "j", [0, 1])
+        with pytest.raises(UserError, match="2 finished rows where 3 are expected"):
+            journal.finalise(target, 3)
+        journal.close()
+        assert target.read_text() == "before"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["j", "out.jsonl"]
+
+    def test_a_foreign_file_is_not_truncated(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        path.write_text('{"somebody": "else"}\n')
+        with pytest.raises(UserError, match="not written by this program"):
+            Journal.open(path)
+        assert path.read_text() == '{"somebody": "else"}\n'
+
+    def test_second_writer_is_refused_until_the_first_dies(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        code = (
+            "import sys, time; from pathlib import Path; from nemo_skills.core.jsonl import Journal;"
+            "j = Journal.open(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(UserError, match="Another process"):
+                Journal.open(path)
+        finally:
+            holder.kill()
+            holder.wait()
+        Journal.open(path).close()
+
+    def test_a_failed_write_keeps_whole_records(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = write_journal(tmp_path / "j", [0])
+        for position in (1, 2, 3):
+            journal.expect(position, row_check(row_text(position)))
+            journal.append(position, row_text(position))
+        real_write, budget = os.write, [len(row_text(1)) + 110]
+
+        def full_disk(descriptor: int, data: bytes) -> int:
+            if not budget[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = real_write(descriptor, bytes(data[: budget[0]]))
+            budget[0] = 0
+            return written
+
+        monkeypatch.setattr(os, "write", full_disk)
+        with pytest.raises(UserError, match="disk is full") as caught:
+            journal.flush()
+        assert caught.value.exit_code == 1
+        monkeypatch.undo()
+        journal.close()
+        journal, left = reopen(tmp_path / "j", 4)
+        assert left == [2, 3]
+        assert journal.repair.torn_bytes == 0
+        journal.close()
+
+
+def test_atomic_output_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    with pytest.raises(RuntimeError), atomic_output(target) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_output(target) as file:
+        file.write(b"whole")
+    assert target.read_bytes() == b"whole"
