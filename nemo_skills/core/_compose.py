@@ -12,6 +12,9 @@ from nemo_skills.core._grammar import CommandLine, Override
 from nemo_skills.core._schema import KeyPath
 from nemo_skills.core.errors import UserError, did_you_mean
 
+# Where the packaged code lies inside a job; without packaging it lies where the user is
+_PACKAGED_CODE = "/nemo_run/code"
+
 
 class Origin(NamedTuple):
     """Where a value came from: how to name the place, and whether it was typed as an override."""
@@ -126,7 +129,7 @@ def find_file(line: CommandLine) -> Path:
     """Return the config file of a command line."""
     if not line.config_name:
         raise UserError("--config-path and --config-dir need --config-name")
-    folders = [Path(folder) for folder in (line.config_path, line.config_dir) if folder] or [Path()]
+    folders = config_folders(line)
     names = [line.config_name] if line.config_name.endswith((".yaml", ".yml")) else []
     names += [f"{line.config_name}.yaml", f"{line.config_name}.yml"]
     for folder in folders:
@@ -136,6 +139,22 @@ def find_file(line: CommandLine) -> Path:
     looked = " or ".join(str(folder) for folder in folders)
     present = [p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.y*ml")]
     raise UserError(f"--config-name: no {names[0]} in {looked}.{did_you_mean(line.config_name, present)}")
+
+
+def config_folders(line: CommandLine) -> list[Path]:
+    """Return the folders to look for a config file in; packaged code is where it was packaged from, if here."""
+    given = [folder for folder in (line.config_path, line.config_dir) if folder]
+    return [_unpackaged(Path(folder)) for folder in given] or [Path()]
+
+
+def _unpackaged(folder: Path) -> Path:
+    if folder.exists() or not folder.is_relative_to(_PACKAGED_CODE):
+        return folder
+    inside = folder.relative_to(_PACKAGED_CODE)
+    here = Path.cwd()
+    repository = [root for root in (here, *here.parents) if (root / ".git").exists()][:1]
+    found = [root / inside for root in (here, *repository) if (root / inside).exists()]
+    return found[0] if found else folder
 
 
 def _read_file(file: Path) -> tuple[dict[Any, Any], dict[KeyPath, int]]:
