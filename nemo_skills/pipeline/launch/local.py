@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
-from nemo_skills.pipeline.launch.records import FAILED, RUNNING, SUCCEEDED, Record, new_id, require_success
+from nemo_skills.pipeline.launch.records import (
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    JobRecord,
+    Record,
+    new_id,
+    require_success,
+)
 from nemo_skills.pipeline.launch.render import RenderedComponent, RenderedJob, Site, render_component
 from nemo_skills.pipeline.launch.supervise import Process, run_job, terminal_env
 
@@ -42,7 +50,7 @@ def submit(plan: Plan) -> Record:
         executor=plan.cluster.executor,
         log_dir=plan.log_dir,
         state=RUNNING,
-        jobs=tuple(job.name for job in plan.jobs),
+        jobs=tuple(JobRecord(name=job.name, log=plan.log_path(job, job.main)) for job in plan.jobs),
     )
     experiment = nemo_run.Experiment(
         plan.expname,

@@ -51,11 +51,35 @@ class Job:
     components: tuple[Component, ...]
     after: tuple[str, ...] = ()
     """Names of jobs of the same plan that must succeed first."""
+    continues: str | None = None
+    """Name of the job of the same plan that this one continues if that ran out of time."""
+
+    @property
+    def node_groups(self) -> tuple[tuple[Component, ...], ...]:
+        """Components by the nodes they share: each that asks for GPUs has its own, the others join the first.
+
+        One group means one ordinary allocation.
+        """
+        with_gpus = [c for c in self.components if c.gpus]
+        if len(with_gpus) < 2:
+            return (self.components,)
+        others = [c for c in self.components if not c.gpus]
+        return ((with_gpus[0], *others), *((c,) for c in with_gpus[1:]))
 
     @property
     def main(self) -> Component:
         """The component whose exit code counts: the one named `main`, else the last."""
         return next((c for c in self.components if c.name == "main"), self.components[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the user asks of the scheduler for every job of a plan."""
+
+    partition: str | None = None
+    qos: str | None = None
+    time_min: str | None = None
+    not_exclusive: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +92,19 @@ class Plan:
     log_dir: str
     run_after: tuple[str, ...] = ()
     """Names of experiments that must succeed first."""
+    resources: Resources = Resources()
+
+    def partition(self, job: Job) -> str | None:
+        """Return the Slurm partition of a job, which its first node group decides."""
+        return self.partition_of(job.node_groups[0])
+
+    def partition_of(self, group: tuple[Component, ...]) -> str | None:
+        """Return the partition of components that share nodes: the CPU one when none asks for GPUs."""
+        if self.resources.partition:
+            return self.resources.partition
+        if not any(c.gpus for c in group) and self.cluster.cpu_partition:
+            return self.cluster.cpu_partition
+        return self.cluster.partition
 
     def log_path(self, job: Job, component: Component) -> str:
         """Return where a component's output goes."""

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from nemo_skills.core.errors import UserError, did_you_mean
 
-RUNNING, SUCCEEDED, FAILED = "running", "succeeded", "failed"
+RUNNING, SUCCEEDED, FAILED, SUBMITTED = "running", "succeeded", "failed", "submitted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One job of an experiment."""
+
+    name: str
+    log: str
+    """Log of its main, as a path where the job ran."""
+    slurm_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +29,16 @@ class Record:
     expname: str
     id: str
     cluster: str
+    """Name or path by which `--cluster` found the config."""
     executor: str
     log_dir: str
     state: str
-    jobs: tuple[str, ...]
+    """Of experiments that the wrapper waits for; `submitted` where Slurm knows more."""
+    jobs: tuple[JobRecord, ...]
+    exp_dir: str | None = None
+    """The experiment's folder on a cluster."""
+    code_dir: str | None = None
+    """The packaged code on a cluster."""
 
     @property
     def folder(self) -> Path:
@@ -43,13 +59,15 @@ def nemorun_home() -> Path:
     return Path(os.environ.get("NEMORUN_HOME") or Path.home() / ".nemo_run")
 
 
-def _records_dir() -> Path:
-    return nemorun_home() / "ns_records"
-
-
 def new_id(expname: str) -> str:
     """Return a fresh experiment id in NeMo-Run's form."""
     return f"{expname}_{time.time_ns()}"
+
+
+def all_latest() -> list[Record]:
+    """Return the newest record of every experiment name, the newest last."""
+    names = [folder.name for folder in _records_dir().glob("*") if folder.is_dir()]
+    return sorted((latest(name) for name in names), key=lambda r: r.id.rpartition("_")[2])
 
 
 def latest(expname: str) -> Record:
@@ -65,7 +83,7 @@ def latest(expname: str) -> Record:
             f"no experiment '{expname}' was launched from this machine.{did_you_mean(expname, known)}"
         )
     raw = json.loads(paths[-1].read_text(encoding="utf-8"))
-    return Record(**(raw | {"jobs": tuple(raw["jobs"])}))
+    return Record(**(raw | {"jobs": tuple(JobRecord(**job) for job in raw["jobs"])}))
 
 
 def require_success(expnames: tuple[str, ...]) -> None:
@@ -81,3 +99,7 @@ def require_success(expnames: tuple[str, ...]) -> None:
                 f"--run_after: experiment '{expname}' has not succeeded (state: {record.state});"
                 f" logs: {record.log_dir}"
             )
+
+
+def _records_dir() -> Path:
+    return nemorun_home() / "ns_records"

@@ -17,6 +17,12 @@ class Site:
     """Folder that holds the `nemo_skills` package."""
     path_dirs: tuple[str, ...] = ()
     """Put before `PATH`: the programs of a virtual environment."""
+    python_path: str | None = None
+    """Put before `PYTHONPATH`."""
+    work_dir: str | None = None
+    """Where commands start; None keeps the folder that the job was started in."""
+    secrets_file: str | None = None
+    """File that exports secret variables, read if it is there."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,16 @@ def render_argv(argv: Argv, site: Site) -> str:
 def render_component(component: Component, site: Site) -> str:
     """Return the bash script of one component."""
     lines = ["#!/usr/bin/env bash", "set -e"]
+    if site.secrets_file:
+        quoted = shlex.quote(site.secrets_file)
+        lines.append(f"if [ -e {quoted} ]; then . {quoted}; fi")
+    if site.python_path:
+        lines.append(f'export PYTHONPATH={shlex.quote(site.python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if site.path_dirs:
         lines.append(f'export PATH={shlex.quote(":".join(site.path_dirs))}:"$PATH"')
     lines += [f"export {name}={shlex.quote(value)}" for name, value in component.env]
+    if site.work_dir:
+        lines.append(f"cd {shlex.quote(site.work_dir)}")
     *first, last = component.commands
     lines += [render_argv(argv, site) for argv in first]
     # exec: signals and the exit code reach and leave the last command without a shell in between

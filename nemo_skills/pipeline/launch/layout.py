@@ -1,0 +1,63 @@
+"""Where the files of an experiment lie on a cluster, and how its components see them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.cluster.mounts import Mount, MountTable
+from nemo_skills.pipeline.launch.plan import Component, Job, Plan
+from nemo_skills.pipeline.launch.render import Site
+
+CODE_TARGET = "/nemo_run/code"
+JOB_TARGET = "/nemo_run/job"
+SECRETS_FILE = "secrets.env"
+_CODE_IN_TEXT = re.compile(rf"(?<![\w./-]){re.escape(CODE_TARGET)}(?![\w.-])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Host paths of one experiment; the only place that knows its file names."""
+
+    exp_dir: str
+    code_dir: str
+    """Packaged code: the user's repository and `nemo_skills`."""
+
+    def job_dir(self, job: Job) -> str:
+        """Return the folder of one job."""
+        return str(PurePosixPath(self.exp_dir) / job.name)
+
+    def mounts(self, plan: Plan, job: Job) -> tuple[Mount, ...]:
+        """Return everything that the containers of a job mount."""
+        own = (Mount(self.code_dir, CODE_TARGET), Mount(self.job_dir(job), JOB_TARGET))
+        return MountTable(plan.cluster.mounts).with_extra(own).mounts
+
+    def site(self, plan: Plan, job: Job, component: Component) -> Site:
+        """Return how a component finds its tools."""
+        cluster = plan.cluster
+        container = cluster.container(component.role)
+        code = CODE_TARGET if cluster.uses_containers else self.code_dir
+        job_dir = JOB_TARGET if cluster.uses_containers else self.job_dir(job)
+        programs = str(PurePosixPath(container.ref) / "bin") if container.kind == "venv" else None
+        return Site(
+            interpreter=f"{programs}/python" if programs else "python3",
+            code_dir=code,
+            path_dirs=(programs,) if programs else (),
+            python_path=code,
+            work_dir=code,
+            secrets_file=f"{job_dir}/{SECRETS_FILE}",
+        )
+
+
+def host_path(cluster: ClusterConfig, path: str) -> str:
+    """Return where a path given by the user lies on the cluster's hosts.
+
+    Raises:
+        UserError: jobs run in containers and no mount covers the path.
+    """
+    return MountTable(cluster.mounts).to_host(path) if cluster.uses_containers else path
+
+
+def local_code_paths(text: str, code_dir: str) -> str:
+    """Replace `/nemo_run/code` by the real folder, for jobs that run without containers."""
+    return _CODE_IN_TEXT.sub(lambda _: code_dir, text)
