@@ -1,7 +1,6 @@
 """What prompt configs and chat templates may say, and strict reading of both."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.jsonl import check_input, iter_lines, parse_row
 
 Example = Mapping[str, Any]
 
@@ -96,7 +96,14 @@ class _Section:
         return tuple(str(v) for v in values)
 
     def examples(self, key: str) -> tuple[Example, ...]:
-        return check_examples(self._list(key), f"{self.where}.{key}")
+        examples = list[Example]()
+        for number, value in enumerate(self._list(key), start=1):
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{self.where}: example {number} must hold 'key: value' pairs, not {_kind(value)}"
+                )
+            examples.append(value)
+        return tuple(examples)
 
     def _list(self, key: str) -> list[object]:
         value = self._data.get(key)
@@ -136,25 +143,8 @@ def read_template_config(path: Path) -> TemplateConfig:
 
 def read_examples(path: Path) -> tuple[Example, ...]:
     """Read few-shot examples, one JSON object a line."""
-    examples = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
-    return check_examples(examples, str(path))
-
-
-def check_examples(examples: Iterable[object], where: str) -> tuple[Example, ...]:
-    """Return the examples if each of them is a mapping."""
-    checked = list[Example]()
-    for number, example in enumerate(examples, start=1):
-        if not isinstance(example, dict):
-            raise UserError(f"{where}: example {number} must hold 'key: value' pairs, not {_kind(example)}")
-        checked.append(example)
-    return tuple(checked)
+    check_input(path)
+    return tuple(parse_row(path, line) for line in iter_lines(path))
 
 
 def _few_shot_config(data: object, path: Path) -> FewShotConfig:
