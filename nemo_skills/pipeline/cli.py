@@ -13,9 +13,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nemo_skills.core.errors import UserError, did_you_mean
-from nemo_skills.pipeline.declare import Option
+from nemo_skills.core.log import setup_logging
 from nemo_skills.pipeline.tokens import HELP_FLAGS, sort_words
-from nemo_skills.pipeline.wrapper import Context, Wrapper, wrap_arguments
+from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_arguments
 
 if TYPE_CHECKING:
     from nemo_skills.pipeline.generate import generate
@@ -37,7 +37,7 @@ COMMANDS = {
 __all__ = ["COMMANDS", "Context", "app", "generate", "main", "wrap_arguments"]
 
 
-def load_command(name: str) -> Wrapper[Any]:
+def load_command(name: str) -> AnyWrapper:
     """Import a command of `COMMANDS`."""
     module, _, attribute = COMMANDS[name].target.partition(":")
     command = getattr(importlib.import_module(module), attribute)
@@ -45,7 +45,7 @@ def load_command(name: str) -> Wrapper[Any]:
     return command
 
 
-def __getattr__(name: str) -> Wrapper[Any]:
+def __getattr__(name: str) -> AnyWrapper:
     if name not in COMMANDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return load_command(name)
@@ -54,77 +54,40 @@ def __getattr__(name: str) -> Wrapper[Any]:
 class _Commands(TyperGroup):
     """Lists commands from the table, and imports only the one that is run."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        return _tidy(super().get_help_option(ctx))
-
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ARG002
         name = args[0]
         if name not in COMMANDS:
             raise UserError(f"unknown command '{name}'.{did_you_mean(name, COMMANDS)} See ns --help.")
-        return name, _typer_command(name, load_command(name)), args[1:]
+        return name, _Command(name, load_command(name)), args[1:]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        from nemo_skills.pipeline.help import HELP_ROW, Row, Section, show
+
+        commands = [Row(name, "", entry.help) for name, entry in COMMANDS.items()]
+        options = [Row("--version", "", "Show the version."), HELP_ROW]
+        about = [inspect.cleandoc(_ns.__doc__ or ""), "Each command has its own help: ns COMMAND --help"]
+        show("ns COMMAND ...", about, [Section("Commands", commands), Section("Options", options)])
 
 
-def _tidy(flag: Any) -> Any:
-    """Show `--help` without a type."""
-    flag.metavar = ""
-    return flag
+class _Command(TyperCommand):
+    """A wrapper as a command; its words are sorted and read as those of a call from Python."""
 
+    def __init__(self, name: str, wrapper: AnyWrapper) -> None:
+        super().__init__(name)
+        self._wrapper = wrapper
 
-def _typer_command(name: str, wrapper: Wrapper[Any]) -> Any:
-    class Command(TyperCommand):
-        """Typer shows the help; words are sorted and read as they are for calls from Python."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj = sort_words(args, self._wrapper.options, passthrough=self._wrapper.passthrough)
+        return []
 
-        def get_help_option(self, ctx: Any) -> Any:
-            return _tidy(super().get_help_option(ctx))
+    def invoke(self, ctx: Any) -> None:
+        if ctx.obj.wants_help:
+            from nemo_skills.pipeline.help import show_command
 
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            words = sort_words(args, wrapper.options, passthrough=wrapper.passthrough)
-            if words.wants_help:
-                return super().parse_args(ctx, ["--help"])
-            ctx.obj = words
-            return []
-
-        def invoke(self, ctx: Any) -> None:
-            from nemo_skills.core.log import setup_logging
-
-            setup_logging()
-            wrapper(Context(ctx.obj.args), **ctx.obj.values)
-
-    def show() -> None:
-        """Carry the signature that Typer reads."""
-
-    parameters = [_typer_parameter(option) for option in wrapper.options.values()]
-    show.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    rest = "COMMAND..." if wrapper.passthrough else "[++MAIN_ARGUMENT=VALUE]..."
-    single.command(name, cls=Command, help=_help_text(wrapper), options_metavar=f"[OPTIONS] {rest}")(show)
-    return typer.main.get_command(single)
-
-
-def _typer_parameter(option: Option) -> inspect.Parameter:
-    plain_flag = option.is_flag and not option.default
-    details = typer.Option(
-        f"--{option.name}",
-        help=option.help.replace("[", r"\["),
-        metavar=option.metavar,
-        rich_help_panel=option.panel,
-    )
-    shown = str(option.default) if option.default and not option.is_flag else None
-    default = inspect.Parameter.empty if option.required else shown
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False if plain_flag else default,
-        annotation=Annotated[bool if plain_flag else str, details],
-    )
-
-
-def _help_text(wrapper: Wrapper[Any]) -> str:
-    summary = inspect.cleandoc(wrapper.__doc__ or "")
-    return (
-        f"{summary}\n\nIt runs python -m {wrapper.main}. List its arguments (++name=value) with:\n\n"
-        f"python -m {wrapper.main} --help"
-    )
+            show_command(ctx.info_name, self._wrapper)
+            return
+        setup_logging()
+        self._wrapper(Context(ctx.obj.args), **ctx.obj.values)
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,26 +102,15 @@ app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     context_settings={"help_option_names": list(HELP_FLAGS)},
 )
 
 
 @app.callback()
 def _ns(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Show the version.", metavar="", is_eager=True, callback=_print_version
-        ),
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
 ) -> None:
     """From raw data to an evaluated, trained LLM: on this machine, in Docker or on a Slurm cluster."""
-
-
-for _name, _entry in COMMANDS.items():
-    # Only its name and help are used: `_Commands` loads the real command when it is run
-    app.command(_name, help=_entry.help)(lambda: None)
 
 
 def main(args: Sequence[str] | None = None) -> int:

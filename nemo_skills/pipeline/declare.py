@@ -85,7 +85,7 @@ class Option:
     def _read_one(self, value: object) -> object:
         try:
             result = _READERS[self.kind](value)
-        except (TypeError, ValueError, KeyError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             wanted = {str: "text", int: "a whole number", bool: "true or false"}[self.kind]
             raise UserError(f"option '{self.name}' takes {wanted}, not {value!r}") from None
         if self.minimum is not None and isinstance(result, int) and result < self.minimum:

@@ -10,7 +10,7 @@ from nemo_skills.pipeline.declare import Option
 HELP_FLAGS = ("--help", "-h")
 # `--config-dir` is Hydra's and `--config_dir` a wrapper's own: the two programs met long ago
 HYDRA_FLAGS = ("--config-path", "--config-name", "--config-dir")
-_OVERRIDE = re.compile(r"[+~]|[^\W\d][\w.@:/-]*=")
+_OVERRIDE = re.compile(r"[+~]|[^-=\s][^=\s]*=")
 
 
 class Words(NamedTuple):

@@ -1,5 +1,6 @@
 """Turns a function of option groups into a Python callable with flat keywords and a command of `ns`."""
 
+import dataclasses
 import inspect
 import shlex
 import typing
@@ -73,14 +74,16 @@ class Wrapper(Generic[ResultT]):
 
     def bind(self, values: Mapping[str, object]) -> dict[str, Any]:
         """Build the option groups, by parameter name, from flat `values`."""
-        for name in values.keys() - self.options.keys():
-            raise UserError(f"{self.__name__}() has no option '{name}'.{did_you_mean(name, self.options)}")
+        for name in values:
+            if name not in self.options:
+                hint = did_you_mean(name, self.options) or " Main arguments go into ctx=wrap_arguments(...)."
+                raise UserError(f"{self.__name__}() has no option '{name}'.{hint}")
         read = {name: option.read(values.get(name)) for name, option in self.options.items()}
         missing = [f"'{name}'" for name, value in read.items() if value is REQUIRED]
         if missing:
             raise UserError(f"missing required option{'s' if missing[1:] else ''} {' and '.join(missing)}")
         return {
-            parameter: group(**{option.name: read[option.name] for option in options_of(group)})
+            parameter: group(**{field.name: read[field.name] for field in dataclasses.fields(group)})
             for parameter, group in self._groups.items()
         }
 
@@ -92,6 +95,9 @@ class Wrapper(Generic[ResultT]):
             raise UserError(f"'{name}' is an option of {self.__name__}(): pass it as a keyword, not in ctx")
         if words.wants_help:
             raise UserError(f"list the arguments with: python -m {self.main} --help")
+
+
+AnyWrapper: typing.TypeAlias = Wrapper[Any]
 
 
 def wrapper(
