@@ -45,6 +45,7 @@ class Layout:
             path_dirs=(programs,) if programs else (),
             python_path=code,
             work_dir=code,
+            env=plan.env,
             secrets_file=f"{job_dir}/{SECRETS_FILE}",
         )
 

@@ -16,7 +16,7 @@ from nemo_skills.pipeline.launch.records import (
     new_id,
     require_success,
 )
-from nemo_skills.pipeline.launch.render import RenderedComponent, RenderedJob, Site, render_component
+from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, Site, render_component
 from nemo_skills.pipeline.launch.supervise import Process, run_job, terminal_env
 
 CODE_DIR = str(Path(__file__).resolve().parents[3])
@@ -25,12 +25,12 @@ CODE_DIR = str(Path(__file__).resolve().parents[3])
 def render(plan: Plan) -> tuple[RenderedJob, ...]:
     """Return the scripts of every job."""
 
-    def rendered(job: Job, component: Component) -> RenderedComponent:
-        script = render_component(component, _site(plan, component))
-        log = plan.log_path(job, component)
-        return RenderedComponent(component.name, script, log, component is job.main)
+    def rendered(job: Job) -> RenderedJob:
+        return RenderedJob(
+            job.name, tuple(RenderedFile(c.name, render_component(c, _site(plan, c))) for c in job.components)
+        )
 
-    return tuple(RenderedJob(job.name, tuple(rendered(job, c) for c in job.components)) for job in plan.jobs)
+    return tuple(map(rendered, plan.jobs))
 
 
 def submit(plan: Plan) -> Record:
@@ -62,9 +62,15 @@ def submit(plan: Plan) -> Record:
         skip_status_at_exit=True,
     )
     with experiment:
-        for job in render(plan):
+        for job, rendered in zip(plan.jobs, render(plan), strict=True):
+            spec = json.dumps(
+                [
+                    [name, text, plan.log_path(job, c), c is job.main]
+                    for (name, text), c in zip(rendered.files, job.components, strict=True)
+                ]
+            )
             run_dir = str(record.folder / job.name / "run")
-            task = nemo_run.Partial(run_rendered, spec=json.dumps(dataclasses.asdict(job)), run_dir=run_dir)
+            task = nemo_run.Partial(run_rendered, job_name=job.name, spec=spec, run_dir=run_dir)
             experiment.add(task, name=job.name)
         record.save()
         state = FAILED
@@ -77,24 +83,22 @@ def submit(plan: Plan) -> Record:
     return record
 
 
-def run_rendered(spec: str, run_dir: str) -> None:
-    """Run one rendered job; what NeMo-Run calls. `spec` is the `RenderedJob` as JSON."""
-    job = json.loads(spec)
+def run_rendered(job_name: str, spec: str, run_dir: str) -> None:
+    """Run one rendered job; what NeMo-Run calls.
+
+    Args:
+        job_name: Name of the job.
+        spec: JSON list with name, script, log file and whether it is the main, for each component.
+        run_dir: A folder that this run of the job has for itself.
+    """
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
-    for component in job["components"]:
-        script = folder / f"{component['name']}.sh"
-        script.write_text(component["script"], encoding="utf-8")
-        processes.append(
-            Process(
-                name=component["name"],
-                script=script,
-                log=Path(component["log"]),
-                is_main=component["is_main"],
-            )
-        )
-    run_job(job["name"], processes, os.environ | terminal_env() | {"NS_RUN_DIR": run_dir})
+    for name, text, log, is_main in json.loads(spec):
+        script = folder / f"{name}.sh"
+        script.write_text(text, encoding="utf-8")
+        processes.append(Process(name=name, script=script, log=Path(log), is_main=is_main))
+    run_job(job_name, processes, os.environ | terminal_env() | {"NS_RUN_DIR": run_dir})
 
 
 def _site(plan: Plan, component: Component) -> Site:

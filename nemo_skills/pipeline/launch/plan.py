@@ -83,6 +83,17 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeOptions:
+    """How the user's code is packaged."""
+
+    allow_uncommitted: bool = False
+    reuse: bool = True
+    """Take what this Python session packaged last."""
+    reuse_exp: str | None = None
+    """Take what this experiment was launched with."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that one wrapper call launches, in an order that respects `Job.after`."""
 
@@ -93,6 +104,9 @@ class Plan:
     run_after: tuple[str, ...] = ()
     """Names of experiments that must succeed first."""
     resources: Resources = Resources()
+    code: CodeOptions = CodeOptions()
+    env: tuple[tuple[str, str], ...] = ()
+    """Variables of every component; never secrets."""
 
     def partition(self, job: Job) -> str | None:
         """Return the Slurm partition of a job, which its first node group decides."""

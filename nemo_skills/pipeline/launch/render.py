@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from nemo_skills.pipeline.launch.plan import Argv, CodePath, Component, Interpreter
 
@@ -21,26 +22,24 @@ class Site:
     """Put before `PYTHONPATH`."""
     work_dir: str | None = None
     """Where commands start; None keeps the folder that the job was started in."""
+    env: tuple[tuple[str, str], ...] = ()
+    """Variables of every component; never secrets."""
     secrets_file: str | None = None
     """File that exports secret variables, read if it is there."""
 
 
-@dataclass(frozen=True)
-class RenderedComponent:
-    """A component's script and where its output goes."""
+class RenderedFile(NamedTuple):
+    """A script, and what it is called."""
 
     name: str
-    script: str
-    log: str
-    is_main: bool
+    text: str
 
 
-@dataclass(frozen=True)
-class RenderedJob:
-    """The scripts of one job."""
+class RenderedJob(NamedTuple):
+    """All scripts of one job."""
 
     name: str
-    components: tuple[RenderedComponent, ...]
+    files: tuple[RenderedFile, ...]
 
 
 def render_argv(argv: Argv, site: Site) -> str:
@@ -66,7 +65,7 @@ def render_component(component: Component, site: Site) -> str:
         lines.append(f'export PYTHONPATH={shlex.quote(site.python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if site.path_dirs:
         lines.append(f'export PATH={shlex.quote(":".join(site.path_dirs))}:"$PATH"')
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in component.env]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in (*site.env, *component.env)]
     if site.work_dir:
         lines.append(f"cd {shlex.quote(site.work_dir)}")
     *first, last = component.commands

@@ -183,7 +183,7 @@ fi
 echo "$state" > "$job_dir/state"
 [[ $state == succeeded ]] && code=0
 [[ $state != succeeded && $code == 0 ]] && code=1
-requeued() { scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'JobState=REQUEUE\|Reason=.*[Rr]equeue'; }
+requeued() { scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -qi 'JobState=.*requeue'; }
 [[ $state == cancelled ]] && requeued || rm -f "$secrets"
 echo "job ended: $state, exit code $code"
 exit "$code"

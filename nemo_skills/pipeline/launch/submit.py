@@ -12,7 +12,7 @@ from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.render import RenderedJob
 
-_BACKENDS = {"none": "nemo_skills.pipeline.launch.local"}
+_BACKENDS = {"none": "nemo_skills.pipeline.launch.local", "slurm": "nemo_skills.pipeline.launch.slurm"}
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,16 @@ def show(plan: Plan, jobs: tuple[RenderedJob, ...]) -> None:
     for planned, job in zip(plan.jobs, jobs, strict=True):
         after = f" (after {', '.join(planned.after)})" if planned.after else ""
         console.print(f"\njob {job.name}{after}")
-        for component in job.components:
-            console.print(f"-- {component.name}, log {component.log}")
-            console.print(component.script.rstrip())
+        for component in planned.components:
+            console.print(f"log of {component.name}: {plan.log_path(planned, component)}")
+        for file in job.files:
+            console.print(f"-- {file.name}")
+            console.print(file.text.rstrip())
     console.print("\ndry run: nothing was launched")
 
 
 def _backend(executor: str) -> _Backend:
     if executor not in _BACKENDS:
-        raise UserError(f"executor '{executor}' cannot launch jobs yet; use 'none'")
+        raise UserError(f"executor '{executor}' cannot launch jobs yet")
     module = importlib.import_module(_BACKENDS[executor])
     return cast(_Backend, module)
