@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -49,10 +49,13 @@ class _Running:
         self.exited.put(self)
 
 
-def run_job(job_name: str, processes: list[Process], env: Mapping[str, str]) -> None:
+def run_job(
+    job_name: str, processes: list[Process], env: Mapping[str, str], *, clean_up: Sequence[str] = ()
+) -> None:
     """Run the processes until the first one ends, then end the others.
 
     `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
+    `clean_up` is a command that ends what the processes may have left outside of this machine's process table.
 
     Raises:
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
@@ -70,6 +73,10 @@ def run_job(job_name: str, processes: list[Process], env: Mapping[str, str]) -> 
                 first = main
         finally:
             _end_all(running, env["NS_RUN_DIR"])
+            if clean_up:
+                subprocess.run(
+                    list(clean_up), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+                )
     _judge(job_name, first)
 
 
