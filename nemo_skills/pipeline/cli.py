@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -54,26 +54,28 @@ def __getattr__(name: str) -> AnyWrapper:
 class _Commands(TyperGroup):
     """Lists commands from the table, and imports only the one that is run."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = args[0] if args else "--help"
+        if first in HELP_FLAGS:
+            _show_commands()
+            raise typer.Exit
+        if first == "--version":
+            print(_version())
+            raise typer.Exit
+        if first not in COMMANDS:
+            kind = "option" if first.startswith("-") else "command"
+            raise UserError(f"unknown {kind} '{first}'.{did_you_mean(first, COMMANDS)} See ns --help.")
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ARG002
-        name = args[0]
-        if name not in COMMANDS:
-            raise UserError(f"unknown command '{name}'.{did_you_mean(name, COMMANDS)} See ns --help.")
-        return name, _Command(name, load_command(name)), args[1:]
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        from nemo_skills.pipeline.help import HELP_ROW, Row, Section, show
-
-        commands = [Row(name, "", entry.help) for name, entry in COMMANDS.items()]
-        options = [Row("--version", "", "Show the version."), HELP_ROW]
-        about = [inspect.cleandoc(_ns.__doc__ or ""), "Each command has its own help: ns COMMAND --help"]
-        show("ns COMMAND ...", about, [Section("Commands", commands), Section("Options", options)])
+        return args[0], _Command(args[0], load_command(args[0])), args[1:]
 
 
 class _Command(TyperCommand):
     """A wrapper as a command; its words are sorted and read as those of a call from Python."""
 
     def __init__(self, name: str, wrapper: AnyWrapper) -> None:
-        super().__init__(name)
+        super().__init__(name, add_help_option=False)
         self._wrapper = wrapper
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -90,26 +92,27 @@ class _Command(TyperCommand):
         self._wrapper(Context(ctx.obj.args), **ctx.obj.values)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
+def _show_commands() -> None:
+    from nemo_skills.pipeline.help import HELP_ROW, Row, Section, show
 
-        print(version("nemo-skills"))
-        raise typer.Exit
+    commands = [Row(name, "", entry.help) for name, entry in COMMANDS.items()]
+    options = [Row("--version", "", "Show the version."), HELP_ROW]
+    about = [inspect.getdoc(_ns) or "", "Each command has its own help: ns COMMAND --help"]
+    show("ns COMMAND ...", about, [Section("Commands", commands), Section("Options", options)])
 
 
-app = typer.Typer(
-    cls=_Commands,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": list(HELP_FLAGS)},
-)
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("nemo-skills")
+
+
+# Typer is shown no options, not even --help: it would import pydantic to read them
+app = typer.Typer(cls=_Commands, add_completion=False, add_help_option=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
-def _ns(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
-) -> None:
+def _ns() -> None:
     """From raw data to an evaluated, trained LLM: on this machine, in Docker or on a Slurm cluster."""
 
 
@@ -117,18 +120,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run `ns` and return its exit code; errors that the user can fix are one line on stderr."""
     words = list(sys.argv[1:] if args is None else args)
     try:
-        code = app(words or ["--help"], prog_name="ns", standalone_mode=False)
+        code = app(words, prog_name="ns", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except Exception as error:
-        # Typer's errors of usage have no public base class
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"Error: {error.format_message()}", file=sys.stderr)
-        return 2
     return code if isinstance(code, int) else 0
 
 

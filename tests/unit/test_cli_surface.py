@@ -11,7 +11,7 @@ from nemo_skills.pipeline import cli
 from nemo_skills.pipeline.declare import Option
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli_surface.txt"
-HEAVY = ("nemo_run", "hydra", "omegaconf", "torch", "transformers", "openai", "aiohttp", "vllm")
+HEAVY = ("nemo_run", "hydra", "omegaconf", "torch", "transformers", "openai", "aiohttp", "vllm", "pydantic")
 COMMANDS = sorted(cli.COMMANDS)
 
 
