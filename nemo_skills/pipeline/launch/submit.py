@@ -12,7 +12,11 @@ from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.render import RenderedJob
 
-_BACKENDS = {"none": "nemo_skills.pipeline.launch.local", "slurm": "nemo_skills.pipeline.launch.slurm"}
+_BACKENDS = {
+    "none": "nemo_skills.pipeline.launch.local",
+    "local": "nemo_skills.pipeline.launch.docker",
+    "slurm": "nemo_skills.pipeline.launch.slurm",
+}
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def run_job(
     """Run the processes until the first one ends, then end the others.
 
     `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
-    `clean_up` is a command that ends what the processes may have left outside of this machine's process table.
+    `clean_up` is a command that ends what the processes may leave outside of the process table.
 
     Raises:
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
