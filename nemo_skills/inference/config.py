@@ -1,0 +1,172 @@
+"""Settings of the generation main: typed, with a line of help for every key."""
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.hydra import MISSING, opt
+
+ServerType = Literal["vllm", "hf", "sglang", "trtllm", "nemo", "openai", "stub"]
+
+
+class EndpointType(StrEnum):
+    """Which interface of the server answers a row."""
+
+    auto = "auto"
+    chat = "chat"
+    text = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How answers are sampled."""
+
+    temperature: float = opt(0.0, "0 is greedy decoding")
+    top_k: int = opt(-1, "sample among the k likeliest tokens; -1 is all")
+    top_p: float = opt(0.95, "sample among the likeliest tokens that reach this probability together")
+    min_p: float = opt(0.0, "drop tokens less likely than this share of the likeliest one")
+    random_seed: int | None = opt(0, "base seed; when sampling, every row has its own seed made from it")
+    tokens_to_generate: int = opt(2048, "longest answer, in tokens")
+    repetition_penalty: float = opt(1.0, "1.0 is none")
+    top_logprobs: int | None = opt(None, "keep log probabilities and that many alternatives of every token")
+    endpoint_type: EndpointType = opt(
+        EndpointType.auto, "auto takes text where a template or tokenizer is given"
+    )
+    extra_body: dict[str, Any] = opt(
+        dict, "further fields of each request, as the server takes them; null removes"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that no server takes."""
+        _require(self.temperature >= 0, "inference.temperature must be 0 or more")
+        _require(0 < self.top_p <= 1, "inference.top_p must be above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "inference.min_p must be between 0 and 1")
+        _require(self.top_k == -1 or self.top_k > 0, "inference.top_k must be positive, or -1 for all tokens")
+        _require(self.tokens_to_generate > 0, "inference.tokens_to_generate must be positive")
+        _require(
+            self.top_logprobs is None or self.top_logprobs >= 0, "inference.top_logprobs must be 0 or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Which server answers, and how patient the client is with it."""
+
+    server_type: ServerType = opt(MISSING, "decides which sampling settings the server can take")
+    model: str | None = opt(None, "name or path of the model; null takes the only one the server has")
+    address: str | None = opt(
+        None, "address, or several separated by commas; null takes this job's own servers"
+    )
+    api_key_env: str | None = opt(None, "environment variable with the API key; null picks one by address")
+    ready_timeout_s: float = opt(1800.0, "how long this job's own server may take to load its model")
+    connect_timeout_s: float = opt(30.0, "how long a given address may refuse connections at the start")
+    request_timeout_s: float = opt(3600.0, "longest time for one answer")
+    retry_budget_s: float = opt(600.0, "how long a row is tried again, counted from its first failure")
+    retry_max_wait_s: float = opt(60.0, "longest pause between two attempts, unless the server asks for more")
+
+    def __post_init__(self) -> None:
+        """Check what needs no network."""
+        for name in ("ready_timeout_s", "connect_timeout_s", "request_timeout_s", "retry_max_wait_s"):
+            _require(getattr(self, name) > 0, f"server.{name} must be positive")
+        _require(self.retry_budget_s >= 0, "server.retry_budget_s must be 0 or more")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses given, none for the job's own servers."""
+        return tuple(part.strip() for part in (self.address or "").split(",") if part.strip())
+
+    def api_key(self) -> str | None:
+        """Return the API key from the environment, if there is one.
+
+        Raises:
+            UserError: the variable named by `api_key_env` is not set.
+        """
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            _require(bool(key), f"server.api_key_env={self.api_key_env}: this variable is not set")
+            return key
+        # a key goes only to an address that was named, and a vendor's own key to that vendor only
+        hosts = [urlsplit(a if "//" in a else f"//{a}").hostname or "" for a in self.addresses]
+        if hosts and all(host.endswith(".nvidia.com") for host in hosts):
+            return os.environ.get("NVIDIA_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return os.environ.get("OPENAI_API_KEY") if hosts and self.server_type == "openai" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Asks a model about every row of a JSONL file."""
+
+    input_file: str = opt(MISSING, "JSONL file with a row per question")
+    output_file: str = opt(MISSING, "where the rows go, each with its answer, in the order of the input")
+    server: ServerConfig = opt(ServerConfig, "the model server")
+    inference: InferenceConfig = opt(InferenceConfig, "sampling")
+
+    prompt_config: str | None = opt(None, "name of a shipped prompt, or path of a .yaml file")
+    prompt_template: str | None = opt(None, "name or path of a chat template: send text with its tags")
+    tokenizer: str | None = opt(None, "name or path of a tokenizer: send text made by its chat template")
+    prompt_format: Literal["ns", "openai"] = opt("ns", "openai: rows carry ready-made `messages`")
+    examples_type: str | None = opt(None, "few-shot examples instead of the prompt's own")
+    system_message: str | None = opt(None, "system message instead of the prompt's own")
+    stop_phrase: str | None = opt(None, "ends an answer, besides the stop phrases of prompt and template")
+
+    max_samples: int | None = opt(None, "take only the first rows; null or -1 is all")
+    num_chunks: int | None = opt(None, "cut the input into that many contiguous parts")
+    chunk_id: int | None = opt(None, "the part to do, from 0; its output is named <output>_chunk_<id>")
+    skip_filled: bool = opt(True, "go on where an earlier run stopped; false starts over")
+    on_bad_row: Literal["error", "skip"] = opt(
+        "error", "a line that is not JSON, or lacks what the prompt needs"
+    )
+    max_failed_rows: int = opt(0, "end well with up to that many unanswered rows (in <output>.failed.jsonl)")
+    max_concurrent_requests: int = opt(512, "most requests in flight")
+    dry_run: bool = opt(False, "show the first prompts and send nothing")
+
+    generation_key: str = opt("generation", "key of the answer in the output")
+    add_generation_stats: bool = opt(True, "add num_generated_tokens, finish_reason and times to the output")
+    multi_turn_key: str | None = opt(None, "key of a list of turns, answered one after the other")
+    prefix_generation_to_response: bool = opt(
+        False, "the row's generation_key holds the answer's first words"
+    )
+    parse_reasoning: bool = opt(False, "split the answer at end_reasoning_string, keep the first part aside")
+    end_reasoning_string: str = opt("</think>", "where the reasoning ends and the answer begins")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "how much to log")
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        _require(self.max_concurrent_requests > 0, "max_concurrent_requests must be positive")
+        _require(self.max_failed_rows >= 0, "max_failed_rows must be 0 or more")
+        _require(
+            self.max_samples is None or self.max_samples == -1 or self.max_samples > 0,
+            "max_samples must be positive; null or -1 takes all rows",
+        )
+        _require((self.num_chunks is None) == (self.chunk_id is None), "num_chunks and chunk_id go together")
+        if self.num_chunks is not None and self.chunk_id is not None:
+            _require(self.num_chunks > 0, "num_chunks must be positive")
+            _require(
+                0 <= self.chunk_id < self.num_chunks,
+                f"chunk_id must be between 0 and {self.num_chunks - 1}, one less than num_chunks",
+            )
+        _require(
+            not (self.multi_turn_key and self.prefix_generation_to_response),
+            "multi_turn_key and prefix_generation_to_response exclude each other",
+        )
+        _require(bool(self.end_reasoning_string), "end_reasoning_string must not be empty")
+        _require(self.generation_key != "", "generation_key must not be empty")
+
+    @property
+    def row_limit(self) -> int | None:
+        """How many rows to take at most."""
+        return None if self.max_samples == -1 else self.max_samples
+
+    @property
+    def input_path(self) -> Path:
+        """The input file."""
+        return Path(self.input_file).expanduser()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"{message}.")

@@ -1,0 +1,148 @@
+"""What went wrong with a request, whether to try again, and when."""
+
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+import orjson
+
+from nemo_skills.core.errors import UserError
+
+_CONTEXT_LENGTH = re.compile(
+    r"context_length_exceeded|context[ _]length|context window|maximum (?:model|input|sequence) length"
+    r"|max_model_len|max_seq_len|too many (?:input )?tokens|prompt is too long|longer than the (?:maximum|model)",
+    re.IGNORECASE,
+)
+_NO_CREDIT = re.compile(r"insufficient_quota|billing|out of credits", re.IGNORECASE)
+_SHOWN = 500
+
+
+class Kind(StrEnum):
+    """Classes of failures."""
+
+    retryable = "retryable"
+    connection = "connection"
+    context_length = "context_length"
+    bad_request = "bad_request"
+    auth = "auth"
+    gone = "gone"
+
+
+RETRIED = frozenset({Kind.retryable, Kind.connection})
+FATAL = frozenset({Kind.auth, Kind.gone})
+
+
+class RequestError(Exception):
+    """A request that brought no answer."""
+
+    def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+class RowFailedError(Exception):
+    """A row that gets no answer in this run."""
+
+    def __init__(self, kind: Kind, message: str, attempts: int) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.attempts = attempts
+
+
+class RunStoppedError(UserError):
+    """No further row can succeed, so the run ends; finished rows are kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes) -> RequestError:
+    """Return the error that an HTTP answer other than 200 stands for."""
+    text = _error_text(body)
+    message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
+    return RequestError(_kind(status, text), message, retry_after_seconds(headers))
+
+
+def _kind(status: int, text: str) -> Kind:
+    if status in (401, 402, 403) or (status == 429 and _NO_CREDIT.search(text)):
+        return Kind.auth
+    if status in (404, 405, 410):
+        return Kind.gone
+    # vLLM answers 400, others 413 or 422; some wrap it into a 500
+    if _CONTEXT_LENGTH.search(text) and status in (400, 413, 422, 500):
+        return Kind.context_length
+    if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
+        return Kind.retryable
+    return Kind.bad_request
+
+
+def _error_text(body: bytes) -> str:
+    """Return the message inside an error answer, whatever its form, in one short line."""
+    text = body.decode(errors="replace")
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        data = None
+    if isinstance(data, dict):
+        inner = data.get("error", data)
+        found = (
+            [inner.get(key) for key in ("message", "code", "detail")] if isinstance(inner, dict) else [inner]
+        )
+        text = " ".join(str(part) for part in found if part) or text
+    return " ".join(text.split())[:_SHOWN]
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return what `Retry-After` asks for, given in seconds or as a date."""
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Exponential back-off with full jitter, within a budget of wall-clock time."""
+
+    budget_s: float
+    max_wait_s: float = 60.0
+    first_wait_s: float = 0.5
+
+
+@dataclass(kw_only=True)
+class Attempts:
+    """The attempts at one request."""
+
+    policy: RetryPolicy
+    count: int = 0
+    first_failure: float | None = field(default=None)
+
+    def next_wait(self, error: RequestError) -> float:
+        """Return how long to wait before trying again.
+
+        Raises:
+            RowFailedError: trying again is of no use, or the budget does not allow it.
+        """
+        self.count += 1
+        now = time.monotonic()
+        if error.kind not in RETRIED:
+            raise RowFailedError(error.kind, str(error), self.count)
+        if self.first_failure is None:
+            self.first_failure = now
+        limit = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
+        wait = max(random.uniform(0.1, 1.0) * limit, error.retry_after or 0.0)
+        if now + wait > self.first_failure + self.policy.budget_s:
+            raise RowFailedError(error.kind, str(error), self.count)
+        return wait
