@@ -97,6 +97,8 @@ class ClusterConfig:
     """Address that Slurm writes to."""
     mail_type: str | None = None
     """Events that Slurm writes about, such as `FAIL`."""
+    check_mounts: bool = False
+    """Whether mount sources are checked before anything is submitted; `--check_mounted_paths` sets it."""
 
     @property
     def uses_containers(self) -> bool:

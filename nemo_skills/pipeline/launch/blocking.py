@@ -48,7 +48,7 @@ def new_record(plan: Plan) -> Record:
     Raises:
         UserError: an experiment of `run_after` has not succeeded.
     """
-    require_success(plan.run_after)
+    require_success(plan.options.run_after)
     return Record(
         expname=plan.expname,
         id=new_id(plan.expname),

@@ -60,7 +60,9 @@ def submit(plan: Plan) -> Record:
     plan = dataclasses.replace(plan, env=env.plain)
     engine = Engine(user=_user(), images=tuple((role, _ensure_image(plan, role)) for role in _roles(plan)))
     home = nemorun_home().absolute()
-    package = build_package(Path.cwd(), home / "ns_packages", allow_uncommitted=plan.code.allow_uncommitted)
+    package = build_package(
+        Path.cwd(), home / "ns_packages", allow_uncommitted=plan.options.allow_uncommitted
+    )
     layout = Layout(
         exp_dir=str(home / "ns_docker" / plan.expname / record.id),
         code_dir=str(home / "ns_code" / package.digest),

@@ -1,10 +1,12 @@
 """What is to run: a plan of jobs, each a group of components that live and die together. Pure data."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.options import JobOptions
 
 
 class Interpreter(enum.Enum):
@@ -73,27 +75,6 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What the user asks of the scheduler for every job of a plan."""
-
-    partition: str | None = None
-    qos: str | None = None
-    time_min: str | None = None
-    not_exclusive: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodeOptions:
-    """How the user's code is packaged."""
-
-    allow_uncommitted: bool = False
-    reuse: bool = True
-    """Take what this Python session packaged last."""
-    reuse_exp: str | None = None
-    """Take what this experiment was launched with."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that one wrapper call launches, in an order that respects `Job.after`."""
 
@@ -101,10 +82,8 @@ class Plan:
     cluster: ClusterConfig
     jobs: tuple[Job, ...]
     log_dir: str
-    run_after: tuple[str, ...] = ()
-    """Names of experiments that must succeed first."""
-    resources: Resources = Resources()
-    code: CodeOptions = CodeOptions()
+    options: JobOptions = field(default_factory=JobOptions)
+    """What the user asks of the scheduler, and how code is packaged."""
     env: tuple[tuple[str, str], ...] = ()
     """Variables of every component; never secrets."""
 
@@ -114,8 +93,8 @@ class Plan:
 
     def partition_of(self, group: tuple[Component, ...]) -> str | None:
         """Return the partition of components that share nodes: the CPU one when none asks for GPUs."""
-        if self.resources.partition:
-            return self.resources.partition
+        if self.options.partition:
+            return self.options.partition
         if not any(c.gpus for c in group) and self.cluster.cpu_partition:
             return self.cluster.cpu_partition
         return self.cluster.partition
@@ -123,3 +102,17 @@ class Plan:
     def log_path(self, job: Job, component: Component) -> str:
         """Return where a component's output goes."""
         return str(PurePosixPath(self.log_dir) / f"{job.name}-{component.name}.log")
+
+
+def chain(jobs: Sequence[Job], more: int) -> tuple[Job, ...]:
+    """Follow every job by `more` that continue it if it runs out of time; who waited waits for the last."""
+    if not more:
+        return tuple(jobs)
+    last = {job.name: f"{job.name}-part{more + 1}" for job in jobs}
+    chained = []
+    for job in jobs:
+        first = replace(job, after=tuple(last[name] for name in job.after))
+        parts = [replace(job, name=f"{job.name}-part{i}", after=()) for i in range(2, more + 2)]
+        before = [first, *parts]
+        chained += [first, *(replace(p, continues=b.name) for p, b in zip(parts, before, strict=False))]
+    return tuple(chained)

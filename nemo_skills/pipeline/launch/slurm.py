@@ -34,6 +34,11 @@ done <<< "$sources"
 [[ -d $code_dir ]] && echo "code|present"
 """
 
+_EXISTING = r"""
+while IFS= read -r path; do [[ -e $path ]] && printf '%s\n' "$path"; done <<< "$paths"
+true
+"""
+
 # All or nothing: a refused job takes back those queued before it
 _SUBMIT = r"""
 set -u
@@ -72,7 +77,7 @@ def submit(plan: Plan) -> Record:
     env = resolve_env(cluster.env_vars, cluster.required_env_vars, os.environ)
     plan = dataclasses.replace(plan, env=env.plain)
     package = build_package(
-        Path.cwd(), nemorun_home() / "ns_packages", allow_uncommitted=plan.code.allow_uncommitted
+        Path.cwd(), nemorun_home() / "ns_packages", allow_uncommitted=plan.options.allow_uncommitted
     )
     record_id = new_id(plan.expname)
     layout = Layout(
@@ -119,13 +124,22 @@ def job_dir(cluster: ClusterConfig) -> str:
     return folder
 
 
+def existing(cluster: ClusterConfig, paths: Sequence[str]) -> frozenset[str]:
+    """Return those of the paths, as jobs see them, that exist."""
+    on_host = {host_path(cluster, path): path for path in paths}
+    script = assignments(paths="\n".join(on_host)) + _EXISTING
+    with open_tunnel(cluster) as tunnel:
+        found = tunnel.run(script).stdout.splitlines()
+    return frozenset(on_host[path] for path in found)
+
+
 def state_file(record: Record, job: JobRecord) -> str:
     """Return the file in which a job's batch script says how it ended."""
     return str(PurePosixPath(record.exp_dir or "") / job.name / "state")
 
 
 def _prepare(tunnel: ShellTunnel, plan: Plan, layout: Layout, package: CodePackage) -> None:
-    sources = [mount.source for mount in plan.cluster.mounts] if plan.cluster.uses_containers else []
+    sources = [mount.source for mount in plan.cluster.mounts] if plan.cluster.check_mounts else []
     script = assignments(
         exp_dir=layout.exp_dir,
         log_dir=host_path(plan.cluster, plan.log_dir),
@@ -153,7 +167,7 @@ def _upload(tunnel: ShellTunnel, layout: Layout, package: CodePackage) -> None:
 
 def _dependencies(tunnel: ShellTunnel, plan: Plan) -> tuple[str, ...]:
     """Return the ids of the unfinished jobs of the experiments to run after."""
-    records = [latest(name) for name in plan.run_after]
+    records = [latest(name) for name in plan.options.run_after]
     jobs = {job.slurm_id: (r, job) for r in records for job in r.jobs if job.slurm_id}
     for record in records:
         if record.executor != "slurm":
@@ -182,7 +196,9 @@ def _queue(
     """Write all files and queue all jobs in one call; returns job name to Slurm id."""
     jobs = [render_job(plan, layout, job) for job in plan.jobs]
     lines = [_submit_line(plan, job, before) for job in plan.jobs]
-    script = assignments(exp_dir=layout.exp_dir) + _SUBMIT + "\n".join(lines) + "\n"
+    # sbatch hands its own environment to the job, and Slurm keeps it on disk
+    script = assignments(exp_dir=layout.exp_dir) + "".join(f"unset {name}\n" for name, _ in env.secrets)
+    script += _SUBMIT + "\n".join(lines) + "\n"
     result = tunnel.run(script, check=False, input=_archive(jobs, env))
     found = dict(line.split("|")[1:] for line in result.stdout.splitlines() if line.startswith("job|"))
     if result.code != 0 or len(found) != len(jobs):

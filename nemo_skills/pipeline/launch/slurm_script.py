@@ -69,14 +69,14 @@ def _flags(options: dict[str, str | None]) -> list[str]:
 
 
 def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
-    cluster, resources = plan.cluster, plan.resources
+    cluster, options = plan.cluster, plan.options
     log = host_path(cluster, plan.log_dir)
     return {
-        "job-name": f"{cluster.job_name_prefix}{plan.expname}-{job.name}",
+        "job-name": f"{cluster.job_name_prefix}{job.name}",
         "account": cluster.account,
-        "qos": resources.qos or cluster.qos,
+        "qos": options.qos or cluster.qos,
         "time": cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout),
-        "time-min": resources.time_min,
+        "time-min": options.time_min,
         "output": f"{log}/{job.name}-sbatch.log".replace("%", "%%"),
         "open-mode": "append",
         "requeue": "",
@@ -94,7 +94,7 @@ def _node_options(plan: Plan, group: tuple[Component, ...]) -> dict[str, str | N
         "nodes": str(max(c.nodes for c in group)),
         "ntasks-per-node": str(max(c.tasks_per_node for c in group)),
         "gpus-per-node": str(gpus) if gpus else None,
-        "exclusive": None if plan.resources.not_exclusive else "",
+        "exclusive": None if plan.options.not_exclusive else "",
     }
 
 

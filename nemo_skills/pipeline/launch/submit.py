@@ -1,13 +1,16 @@
 """The one door to the executors: shows a plan, or carries it out."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from rich.console import Console
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.render import RenderedJob
@@ -39,12 +42,21 @@ def launch(plan: Plan, *, dry_run: bool = False) -> Record | None:
     return backend.submit(plan)
 
 
+def existing(cluster: ClusterConfig, paths: Sequence[str]) -> frozenset[str]:
+    """Return those of the paths, as jobs see them, that exist where jobs run."""
+    if cluster.executor == "slurm":
+        from nemo_skills.pipeline.launch import slurm
+
+        return slurm.existing(cluster, paths)
+    return frozenset(path for path in paths if Path(host_path(cluster, path)).exists())
+
+
 def show(plan: Plan, jobs: tuple[RenderedJob, ...]) -> None:
     """Print plan, mounts and scripts on stdout."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"experiment {plan.expname} on cluster {plan.cluster.name} ({plan.cluster.executor})")
-    if plan.run_after:
-        console.print(f"after: {', '.join(plan.run_after)}")
+    if plan.options.run_after:
+        console.print(f"after: {', '.join(plan.options.run_after)}")
     for mount in plan.cluster.mounts:
         console.print(f"mount {mount}")
     for planned, job in zip(plan.jobs, jobs, strict=True):

@@ -1,0 +1,203 @@
+"""`ns generate`: a model answers every row of a JSONL file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.log import get_logger
+from nemo_skills.pipeline import main_args
+from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.cluster.resolve import resolve_cluster
+from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
+from nemo_skills.pipeline.launch.records import Record
+from nemo_skills.pipeline.launch.submit import existing, launch
+from nemo_skills.pipeline.options import ClusterOptions, GenerateOptions, JobOptions, ServerOptions
+from nemo_skills.pipeline.servers.component import client_values, server_component
+from nemo_skills.pipeline.wrapper import Context, wrapper
+
+LOG = get_logger(__name__)
+
+MAIN = "nemo_skills.inference.generate"
+SCHEMA = "nemo_skills.inference.generate:GenerateConfig"
+MERGE = "nemo_skills.inference.merge_chunks"
+ROLE = "nemo-skills"
+SAMPLING_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call of the wrapper, with its cluster config found and its arguments in valid Hydra grammar."""
+
+    cluster: ClusterConfig
+    log_dir: str
+    job: JobOptions
+    server: ServerOptions
+    own: GenerateOptions
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One run of the main: a whole output file, or one chunk of it."""
+
+    seed: int | None
+    chunk: int | None
+    path: str
+    """The file that it writes."""
+
+    @property
+    def suffix(self) -> str:
+        """What tells its job from the others of the plan."""
+        seed = "" if self.seed is None else f"-rs{self.seed}"
+        return seed + ("" if self.chunk is None else f"-chunk{self.chunk}")
+
+
+@wrapper(main=MAIN, schema=SCHEMA)
+def generate(
+    ctx: Context, cluster: ClusterOptions, job: JobOptions, server: ServerOptions, own: GenerateOptions
+) -> Record | None:
+    """Let a model answer every row of a JSONL file, in `<output_dir>/generation/output.jsonl`.
+
+    With random seeds the files are named `output-rs<seed>.jsonl`. Calling it again finishes what is missing.
+    """
+    paths = [own.input_file, own.output_dir, *([server.model] if server.model else [])]
+    request = Request(
+        cluster=resolve_cluster(cluster, paths),
+        log_dir=cluster.log_dir or str(PurePosixPath(own.output_dir) / "generation-logs"),
+        job=job,
+        server=server,
+        own=own,
+        args=main_args.normalise(ctx.args),
+    )
+    plan_generate(request, done=frozenset())  # mistakes in options come before anything is looked at
+    if not job.no_validate:
+        values = _main_values(request, outputs(own)[0])
+        local = request.cluster.executor == "none"
+        main_args.validate(SCHEMA, (*values, *request.args), local_files=local)
+    done = frozenset[str]() if own.rerun_done else _done(request)
+    plan = plan_generate(request, done=done)
+    if not plan.jobs:
+        LOG.info("everything in %s is done; --rerun_done does it again", _folder(own))
+        return None
+    if done:
+        LOG.info("already done, not run again: %s", ", ".join(sorted(PurePosixPath(p).name for p in done)))
+    return launch(plan, dry_run=job.dry_run)
+
+
+def outputs(own: GenerateOptions) -> list[Part]:
+    """Return the result files that the options ask for."""
+    if own.random_seeds and own.num_random_seeds:
+        raise UserError("give --random_seeds or --num_random_seeds, not both")
+    count = own.num_random_seeds or 0
+    seeds = own.random_seeds or tuple(range(own.starting_seed, own.starting_seed + count))
+    if not seeds:
+        return [Part(seed=None, chunk=None, path=f"{_folder(own)}/output.jsonl")]
+    return [Part(seed=seed, chunk=None, path=f"{_folder(own)}/output-rs{seed}.jsonl") for seed in seeds]
+
+
+def chunks(own: GenerateOptions, output: Part) -> list[Part]:
+    """Return the runs that make one result file: itself, or its chunks."""
+    if own.num_chunks is None:
+        if own.chunk_ids:
+            raise UserError("--chunk_ids needs --num_chunks")
+        return [output]
+    ids = own.chunk_ids or tuple(range(own.num_chunks))
+    if beyond := [chunk for chunk in ids if chunk >= own.num_chunks]:
+        raise UserError(f"--chunk_ids: {beyond[0]} is not below --num_chunks={own.num_chunks}")
+    stem = output.path.removesuffix(".jsonl")
+    return [Part(seed=output.seed, chunk=c, path=f"{stem}_chunk_{c}.jsonl") for c in ids]
+
+
+def plan_generate(request: Request, *, done: frozenset[str]) -> Plan:
+    """Plan what is not in `done`, the paths of finished files. Pure."""
+    cluster, own = request.cluster, request.own
+    todo = [output for output in outputs(own) if output.path not in done]
+    name = request.job.expname or "generate"
+    if cluster.executor == "slurm":
+        jobs = [job for output in todo for job in _fan_out(request, name, output, done)]
+    else:
+        # one after the other in one job: on one machine a second copy of the server would only be in the way
+        commands = [c for output in todo for c in _sequence(request, output, done)]
+        jobs = [_job(request, name, commands)] if commands else []
+    return Plan(
+        expname=name,
+        cluster=cluster,
+        jobs=chain(tuple(jobs), request.job.dependent_jobs if cluster.executor == "slurm" else 0),
+        log_dir=request.log_dir,
+        options=request.job,
+    )
+
+
+def _fan_out(request: Request, name: str, output: Part, done: frozenset[str]) -> list[Job]:
+    """Return a job for every missing part of one result file, and one that merges chunks."""
+    parts = [part for part in chunks(request.own, output) if part.path not in done]
+    jobs = [_job(request, f"{name}{part.suffix}", [_command(request, part)]) for part in parts]
+    if merge := _merge(request.own, output):
+        main = Component(name="main", commands=(merge,), role=ROLE)
+        jobs.append(
+            Job(name=f"{name}{output.suffix}-merge", components=(main,), after=tuple(j.name for j in jobs))
+        )
+    return jobs
+
+
+def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv]:
+    parts = [part for part in chunks(request.own, output) if part.path not in done]
+    commands = [_command(request, part) for part in parts]
+    merge = _merge(request.own, output)
+    return [*commands, merge] if merge else commands
+
+
+def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
+    own = request.own
+    server = server_component(request.server, one_machine=request.cluster.executor != "slurm")
+    around = [*_shell(own.preprocess_cmd), *commands, *_shell(own.postprocess_cmd)]
+    main = Component(name="main", commands=tuple(around), role=ROLE)
+    return Job(name=name, components=(main,) if server is None else (server, main))
+
+
+def _command(request: Request, part: Part) -> Argv:
+    argv: Argv = (PYTHON, "-m", MAIN, *_main_values(request, part), *request.args)
+    if part.chunk is None:
+        return argv
+    return (*argv, f"++num_chunks={request.own.num_chunks}", f"++chunk_id={part.chunk}")
+
+
+def _merge(own: GenerateOptions, output: Part) -> Argv | None:
+    """Return the command that puts chunks together; a call for some chunks leaves that to one for all."""
+    if own.num_chunks is None or own.chunk_ids:
+        return None
+    values = _encoded({"output_file": output.path, "num_chunks": own.num_chunks})
+    return (PYTHON, "-m", MERGE, *values)
+
+
+def _main_values(request: Request, part: Part) -> list[str]:
+    """Return the arguments that the wrapper itself gives to the main."""
+    stem, _, _ = part.path.removesuffix(".jsonl").partition("_chunk_")
+    output = part.path if part.chunk is None else f"{_folder(request.own)}/{PurePosixPath(stem).name}.jsonl"
+    values: dict[str, object] = {"input_file": request.own.input_file, "output_file": output}
+    values |= client_values(request.server)
+    if part.seed is not None:
+        values["inference.random_seed"] = part.seed
+        # greedy decoding would give the same answers for every seed; a temperature of the user's comes later
+        values["inference.temperature"] = SAMPLING_TEMPERATURE
+    return _encoded(values)
+
+
+def _encoded(values: Mapping[str, object]) -> list[str]:
+    return [main_args.encode_override(key, value) for key, value in values.items()]
+
+
+def _shell(command: str | None) -> Sequence[Argv]:
+    return [("bash", "-c", command)] if command else []
+
+
+def _folder(own: GenerateOptions) -> str:
+    return str(PurePosixPath(own.output_dir) / "generation")
+
+
+def _done(request: Request) -> frozenset[str]:
+    own = request.own
+    paths = {p.path for output in outputs(own) for p in (output, *chunks(own, output))}
+    marks = existing(request.cluster, [f"{path}.done" for path in paths])
+    return frozenset(mark.removesuffix(".done") for mark in marks)

@@ -1,0 +1,72 @@
+"""From server options to what a job needs: a server component, and arguments that lead the client to it."""
+
+import shlex
+from collections.abc import Mapping
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline.launch.plan import PYTHON, CodePath, Component
+from nemo_skills.pipeline.options import ServerOptions
+from nemo_skills.pipeline.servers.base import (
+    LOOPBACK,
+    ServerRequest,
+    ServerSpec,
+    get_server,
+    launcher_args,
+    server_names,
+)
+
+_LAUNCHER = CodePath("nemo_skills/inference/server/launch.py")
+
+
+def server_component(options: ServerOptions, *, one_machine: bool) -> Component | None:
+    """Return the server that the job has to start, or None when it already runs elsewhere.
+
+    With `one_machine` the client is known to run beside the server.
+
+    Raises:
+        UserError: the options do not go together, or the server type needs one that is missing.
+    """
+    spec = _spec(options)
+    request = _request(options)
+    spec.check(request)
+    if request.address:
+        return None
+    words = launcher_args(spec, request, advertise=LOOPBACK if one_machine else "auto")
+    # the launcher runs under the role's interpreter, and so does a server written in Python
+    return Component(
+        name="server",
+        commands=((PYTHON, _LAUNCHER, *(PYTHON if word == "python" else word for word in words)),),
+        role=spec.role,
+        nodes=options.server_nodes,
+        gpus=options.server_gpus,
+    )
+
+
+def client_values(options: ServerOptions) -> Mapping[str, object]:
+    """Return the main's `server.*` arguments; without an address it waits for the job's own server."""
+    values: dict[str, object] = {"server.server_type": _spec(options).name}
+    if options.model:
+        values["server.model"] = options.model
+    if options.server_address:
+        values["server.address"] = options.server_address
+    return values
+
+
+def _spec(options: ServerOptions) -> ServerSpec:
+    if not options.server_type:
+        raise UserError(f"--server_type is missing; one of {', '.join(server_names())}")
+    return get_server(options.server_type)
+
+
+def _request(options: ServerOptions) -> ServerRequest:
+    try:
+        args = tuple(shlex.split(options.server_args))
+    except ValueError as err:
+        raise UserError(f"--server_args: {err}: {options.server_args}") from None
+    return ServerRequest(
+        model=options.model,
+        address=options.server_address,
+        gpus=options.server_gpus,
+        nodes=options.server_nodes,
+        args=args,
+    )
