@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_skills.core import _grammar, _schema
-from nemo_skills.core._convert import Builder, Problem
+from nemo_skills.core._convert import UNKNOWN, Builder, Problem
 from nemo_skills.core._grammar import CommandLine, Override
 from nemo_skills.core._schema import KeyPath
 from nemo_skills.core.errors import UserError, did_you_mean
@@ -43,6 +43,9 @@ class Draft:
     def override(self, override: Override) -> None:
         """Apply one override."""
         label = f"{override.sign}{override.key}"
+        if override.sign == "~" and override.value is not None:
+            self.lines.append(f"{label}={override.value}: to remove a key write {label}")
+            return
         if override.sign == "~":
             self._remove(override.path, label)
             return
@@ -63,6 +66,10 @@ class Draft:
             if path[:length] in self.origins:
                 return path[:length], self.origins[path[:length]]
         return None
+
+    def typed(self, path: KeyPath) -> bool:
+        """Tell whether exactly this key was given as an override."""
+        return path in self.origins and self.origins[path].typed
 
     def below(self, path: KeyPath) -> list[KeyPath]:
         """Return the paths that were set at or below a path."""
@@ -119,8 +126,8 @@ def check(
     for override in line.overrides:
         draft.override(override)
     tree = _resolve(draft, ignore_unknown=partial)
-    builder = Builder(literal=lambda path: bool((o := draft.origin(path)) and o[1].typed), partial=partial)
-    config = builder.build(schema, tree) if not draft.lines else None
+    builder = Builder(literal=draft.typed, partial=partial)
+    config = builder.build(schema, tree)
     described = [text for problem in builder.problems for text in _describe(schema, draft, problem)]
     return Checked(config, list(dict.fromkeys(draft.lines + described)))
 
@@ -142,7 +149,7 @@ def find_file(line: CommandLine) -> Path:
 
 
 def config_folders(line: CommandLine) -> list[Path]:
-    """Return the folders to look for a config file in; packaged code is where it was packaged from, if here."""
+    """Return the folders to look for a config file in; packaged code is here where it came from."""
     given = [folder for folder in (line.config_path, line.config_dir) if folder]
     return [_unpackaged(Path(folder)) for folder in given] or [Path()]
 
@@ -174,6 +181,8 @@ def _read_file(file: Path) -> tuple[dict[Any, Any], dict[KeyPath, int]]:
         raise UserError(f"{file}: expected a mapping of keys to values")
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
+    if content.pop("defaults", ["_self_"]) != ["_self_"]:
+        raise UserError(f"{file}: has a list of defaults, which is not supported: put all keys into one file")
     return content, dict(_key_lines(node, ()))
 
 
@@ -249,7 +258,7 @@ class _Resolver:
                 place = _place(self.draft, path)
                 reason = str(error).splitlines()[0]
                 self.draft.lines.append(f"{place}: {reason} (write \\${{ for the characters themselves)")
-            return _schema.MISSING
+            return UNKNOWN
 
 
 def _place(draft: Draft, path: KeyPath) -> str:
@@ -270,7 +279,9 @@ def _describe(schema: type, draft: Draft, problem: Problem) -> list[str]:
         paths = draft.below(problem.path) or [problem.path]
         return [f"{_place(draft, path)}: unknown key{_hint(schema, path)}" for path in paths]
     place = _place(draft, problem.path)
-    return [f"{place}: {problem.message}" if place else problem.message]
+    # a schema's own checks usually name the key themselves
+    names_itself = not place or problem.message.startswith(f"{place}.")
+    return [problem.message if names_itself else f"{place}: {problem.message}"]
 
 
 def _hint(schema: type, path: KeyPath) -> str:

@@ -14,7 +14,10 @@ from nemo_skills.core.errors import UserError
 
 _TRUE = {"true", "yes", "on", "y", "1"}
 _FALSE = {"false", "no", "off", "n", "0"}
+_LISTS = (list, tuple, Sequence)
 _LONGEST_SHOWN = 60
+UNKNOWN: Any = object()
+"""Stands for a value that could not be worked out; whoever finds out why says so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Builder:
         self._partial = partial
 
     def build(self, schema: type, tree: Mapping[Any, Any], path: KeyPath = ()) -> Any:
-        """Return an instance of `schema`, or None when there were problems."""
+        """Return an instance of `schema`, or `UNKNOWN` when there were problems."""
         before = len(self.problems)
         known = keys(schema)
         for name in tree:
@@ -51,8 +54,8 @@ class Builder:
             name: self._field(key, tree.get(name, _schema.plain(key.default())), (*path, name))
             for name, key in known.items()
         }
-        if self._partial or len(self.problems) > before:
-            return None
+        if self._partial or len(self.problems) > before or UNKNOWN in values.values():
+            return UNKNOWN
         try:
             return schema(**values)
         except (ValueError, UserError) as error:
@@ -60,46 +63,46 @@ class Builder:
 
     def _field(self, key: Key, value: Any, path: KeyPath) -> Any:
         if isinstance(value, str) and value == _schema.MISSING and not self._literal(path):
-            return None if self._partial else self._note(path, key.help_line, kind="missing")
-        before = len(self.problems)
+            return UNKNOWN if self._partial else self._note(path, key.help_line, kind="missing")
         converted = self.convert(key.annotation, value, path)
         chosen = converted if isinstance(converted, list) else [converted]
-        allowed = key.choices
-        if len(self.problems) == before and allowed and any(c not in (*allowed, None) for c in chosen):
-            self._note(path, f"expected {' | '.join(map(str, allowed))}, got {show(value)}")
+        if key.choices and any(item not in (*key.choices, None, UNKNOWN) for item in chosen):
+            return self._note(path, f"expected {' | '.join(map(str, key.choices))}, got {show(value)}")
         return converted
 
     def convert(self, annotation: Any, value: Any, path: KeyPath) -> Any:
-        """Return `value` as the type asks for it; a problem is noted and None returned where it cannot be."""
+        """Return `value` as the type asks for it; where it cannot be, note why and return `UNKNOWN`."""
         options = members(annotation)
-        if Any in options or (value is None and NoneType in options):
+        if value is UNKNOWN or Any in options or (value is None and NoneType in options):
             return value
+        inside: list[Problem] = []
         # A value that already has one of the types keeps it: 5 stays a number in `str | int`
-        ordered = sorted((o for o in options if o is not NoneType), key=lambda o: type(value) is not o)
-        for option in ordered:
+        for option in sorted(options, key=lambda option: type(value) is not option):
             trial = Builder(literal=self._literal, partial=self._partial)
-            converted = trial._single(option, value, path)
+            try:
+                converted = trial._single(option, value, path)
+            except ValueError:
+                continue
             if not trial.problems:
                 return converted
-            if len(ordered) == 1 and (isinstance(value, (dict, list)) or NoneType not in options):
-                self.problems += trial.problems
-                return None
-        return self._note(path, f"expected {describe(annotation)}, got {show(value)}")
+            inside = inside or trial.problems
+        if inside:
+            self.problems += inside
+            return UNKNOWN
+        wants_list = isinstance(value, str) and any(typing.get_origin(o) in _LISTS for o in options)
+        hint = " (a list is written [a,b])" if wants_list else ""
+        return self._note(path, f"expected {describe(annotation)}, got {show(value)}{hint}")
 
     def _single(self, member: Any, value: Any, path: KeyPath) -> Any:
+        """Convert to a type that is no union; ValueError says that the value is of another kind."""
         origin = typing.get_origin(member) or member
-        try:
-            if is_schema(member) and isinstance(value, dict):
-                return self.build(member, value, path)
-            if origin in (list, tuple, Sequence) and isinstance(value, list):
-                return self._sequence(member, value, path)
-            if origin in (dict, Mapping) and isinstance(value, dict):
-                return self._mapping(member, value, path)
-            return _scalar(member, value)
-        except ValueError:
-            hint = " (a list is written [a,b])" if origin in (list, tuple, Sequence) else ""
-            expected = f"the keys of {member.__name__}" if is_schema(member) else describe(member)
-            return self._note(path, f"expected {expected}, got {show(value)}{hint}")
+        if is_schema(member) and isinstance(value, dict):
+            return self.build(member, value, path)
+        if origin in _LISTS and isinstance(value, list):
+            return self._sequence(member, value, path)
+        if origin in (dict, Mapping) and isinstance(value, dict):
+            return self._mapping(member, value, path)
+        return _scalar(member, value)
 
     def _sequence(self, member: Any, value: list[Any], path: KeyPath) -> Any:
         arguments = typing.get_args(member) or (Any,)
@@ -113,8 +116,9 @@ class Builder:
 
     def _note(
         self, path: KeyPath, message: str, kind: Literal["unknown", "missing", "value"] = "value"
-    ) -> None:
+    ) -> Any:
         self.problems.append(Problem(path=path, message=message, kind=kind))
+        return UNKNOWN
 
 
 def show(value: Any) -> str:

@@ -96,7 +96,7 @@ def _read_flag(text: str, remaining: Iterator[str], flags: dict[str, str]) -> No
     name, equals, value = text.partition("=")
     name = _SHORT_FLAGS.get(name, name)
     if name not in CONFIG_FLAGS:
-        near = did_you_mean(name, CONFIG_FLAGS)
+        near = did_you_mean(name, CONFIG_FLAGS) or _as_override(text.lstrip("-"))
         raise UserError(f"{text}: unknown option (main arguments look like ++key=value).{near}")
     if not equals:
         value = next(remaining, "")
@@ -109,11 +109,15 @@ def read_override(text: str) -> Override:
     """Split `++key=value`, `+key=value`, `key=value` or `~key[=value]`."""
     match = _OVERRIDE.fullmatch(text)
     if match is None or not _KEY.fullmatch(match["key"]):
-        hint = "" if "=" in text else f" Did you mean '++{text.lstrip('+')}=...'?"
-        raise UserError(f"{text}: not a main argument (they look like ++key=value).{hint}")
+        raise UserError(f"{text}: not a main argument (they look like ++key=value).{_as_override(text)}")
     if match["value"] is None and match["sign"] != "~":
-        raise UserError(f"{text}: has no value (write {text}=...)")
+        raise UserError(f"{text}: has no value (write ++{match['key']}=...)")
     return Override(sign=match["sign"] or "", key=match["key"], value=match["value"])
+
+
+def _as_override(text: str) -> str:
+    key, _, value = text.lstrip("+").partition("=")
+    return f" Did you mean '++{key}={value or '...'}'?" if _KEY.fullmatch(key) else ""
 
 
 # ---- Python values to text
@@ -225,14 +229,14 @@ def read_value(text: str, annotation: Any) -> Any:
     except NotGrammarError:
         data = None if only_text else _json(text)
         return _guard(text) if data is None else _escape_all(data)
-    if type(value) is str or (only_text and value is not None and not hasattr(value, "quote")):
+    if type(value) is str or (only_text and value is not None and not _is_quoted(value)):
         return _guard(text)
     return _unquote(value)
 
 
 def parse(text: str) -> Any:
     """Parse one value with Hydra; its quoted strings stay marked as such."""
-    from hydra.core.override_parser.types import Sweep
+    from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
 
     try:
@@ -240,7 +244,7 @@ def parse(text: str) -> Any:
     except (HydraException, RecursionError) as error:
         raise NotGrammarError(text) from error
     value = override._value
-    if _contains(value, Sweep):
+    if not _holds_only(value, (str, int, float, QuotedString)):  # but for sweeps and globs
         raise NotGrammarError(text)
     return value
 
@@ -252,12 +256,12 @@ def _parser() -> Any:
     return OverridesParser.create()
 
 
-def _contains(value: Any, kind: type) -> bool:
+def _holds_only(value: Any, kinds: tuple[type, ...]) -> bool:
     if isinstance(value, list):
-        return any(_contains(item, kind) for item in value)
+        return all(_holds_only(item, kinds) for item in value)
     if isinstance(value, dict):
-        return any(_contains(item, kind) for item in value.values())
-    return isinstance(value, kind)
+        return all(_holds_only(item, kinds) for item in value.values())
+    return value is None or isinstance(value, kinds)
 
 
 def _json(text: str) -> Any:
@@ -275,9 +279,15 @@ def _unquote(value: Any) -> Any:
         return [_unquote(item) for item in value]
     if isinstance(value, dict):
         return {_unquote(key): _unquote(item) for key, item in value.items()}
-    if hasattr(value, "quote"):
+    if _is_quoted(value):
         return _guard(value.text)
     return _guard(value) if isinstance(value, str) else value
+
+
+def _is_quoted(value: Any) -> bool:
+    from hydra.core.override_parser.types import QuotedString
+
+    return isinstance(value, QuotedString)
 
 
 def _escape_all(value: Any) -> Any:

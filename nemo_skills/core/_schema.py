@@ -147,6 +147,8 @@ def describe(annotation: Any) -> str:
     """Return a type as people write it."""
     if annotation is Any:
         return "any"
+    if is_schema(annotation):
+        return f"keys of {annotation.__name__}"
     if annotation is types.NoneType:
         return "null"
     if len(members(annotation)) > 1:
