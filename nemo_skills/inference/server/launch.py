@@ -359,7 +359,14 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
         help="a server that lost its port and ends within so many seconds is started on another port",
     )
     add("command", nargs="+", help="after --: the server's command, with {host} and {port}")
-    return parser.parse_args(args)
+    words = sys.argv[1:] if args is None else args
+    if "--" not in words:
+        parser.error("the server's command is missing; it follows --")
+    # by hand: versions of argparse differ in what they make of a second --
+    cut = words.index("--")
+    options = parser.parse_args([*words[:cut], "--", "command"])
+    options.command = words[cut + 1 :]
+    return options
 
 
 def main(args: list[str] | None = None) -> int:
