@@ -376,8 +376,11 @@ def main(args: list[str] | None = None) -> int:
     code = 1
     try:
         code = Launcher(options, publication).run()
+    except OSError as err:  # a full disk, no more processes; the guard ends what has been started
+        _say(f"cannot launch {options.name}: {err}")
     finally:
-        publication.write(state="exited", exit_code=code)
+        with contextlib.suppress(OSError):
+            publication.write(state="exited", exit_code=code)
     _say(f"{options.name} ended with exit code {code}")
     return code
 
