@@ -1,6 +1,6 @@
-"""Session-wide fixtures of real services. Absent: skipped with a reason, or failed where NS_TEST_REQUIRE says so.
+"""Session-wide fixtures of real services; where one is absent, its tests are skipped, or failed if required.
 
-With pytest-xdist every worker starts its own: folders and ports are chosen freely, nothing is shared but the cache.
+With pytest-xdist every worker starts its own: folders and ports are chosen freely, only the cache is shared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def service_root() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def container_rootfs() -> Path:
-    """A root folder with Debian and Python (read-only by convention), for the container plugin and for Docker."""
+    """A root folder with Debian and Python, for the container plugin and Docker; treat it as read-only."""
     reason = rootfs.unavailable()
     require("rootfs", reason is None, reason or "")
     return rootfs.build_rootfs()
@@ -46,7 +46,7 @@ def container_rootfs() -> Path:
 
 @pytest.fixture(scope="session")
 def slurm_cluster(service_root: Path) -> Iterator[SlurmCluster]:
-    """A cluster with accounting. Where the root folder can be had, it is the image `ns-test-base:latest` there."""
+    """A cluster with accounting; its image `ns-test-base:latest` is the root folder if that is at hand."""
     _require_programs("slurm", slurm.PROGRAMS)
     with SlurmCluster(service_root / "slurm") as cluster:
         if rootfs.unavailable() is None:

@@ -3,9 +3,10 @@
 A program of its own, standard library only: `python guard.py LOG [--private-mounts] -- ARGV...`.
 
 Daemons fork helpers that outlive them (slurmstepd, containerd-shim, sshd sessions). The guard is their
-"subreaper": whatever loses its parent below it becomes its child, so it can find all of them. It ends them when
-it gets SIGTERM or when its standard input closes, which the kernel does for any death of the process that started
-it. It prints the daemon's pid on its standard output, and owns orphans also after the daemon itself has ended.
+"subreaper": whatever loses its parent below it becomes its child, so it can find all of them. It ends
+them when it gets SIGTERM or when its standard input closes, which the kernel does for any death of the
+process that started it. It prints the daemon's pid on its standard output, and owns orphans also after
+the daemon itself has ended.
 """
 
 from __future__ import annotations
@@ -81,10 +82,14 @@ def _end_all(daemon: int) -> None:
             _signal(pid, signal.SIGKILL)
         _reap()
         time.sleep(0.01)
+    # What was killed is ours by now, and a zombie: leave none to init.
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _enter_mount_namespace(libc: ctypes.CDLL) -> None:
-    """Mounts of the daemon are invisible outside and vanish with it; mounts made outside still show inside."""
+    """The daemon's mounts are invisible outside and vanish with it; mounts made outside show inside."""
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None):
         raise OSError(ctypes.get_errno(), "cannot enter a mount namespace of its own")
 

@@ -68,10 +68,10 @@ KillWait=2
 OverTimeLimit=0
 CompleteWait=0
 UnkillableStepTimeout=10
-MessageTimeout=20
+MessageTimeout=10
 SlurmdTimeout=20
 SlurmctldTimeout=30
-BatchStartTimeout=20
+BatchStartTimeout=5
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=10000,batch_sched_delay=0,bf_interval=1,bf_yield_interval=100000
 PriorityType=priority/basic
@@ -229,6 +229,11 @@ class SlurmCluster:
         """Let a running job's time limit end now: within 30 s Slurm kills it as at any walltime."""
         self.scontrol("update", f"JobId={job_id}", "EndTime=now")
 
+    def release(self, job_id: int) -> None:
+        """Let a requeued job start now: Slurm makes it wait for two minutes."""
+        self.wait_job(job_id, "PENDING")
+        self.scontrol("update", f"JobId={job_id}", "StartTime=now")
+
     def start_slurmctld(self) -> None:
         """Start the controller (again)."""
         log = self.root / "slurmctld.log"
@@ -236,11 +241,12 @@ class SlurmCluster:
         self._daemons.append(self._ctld)
         self._ctld.wait_ready(self._answers("scontrol", "ping"))
 
-    def kill_slurmctld(self) -> None:
-        """Take the controller down at once, as a crash would."""
-        if self._ctld is not None:
-            self._ctld.kill(signal.SIGKILL)
-            wait_until("slurmctld gone", lambda: self._ctld is None or not self._ctld.alive())
+    def stop_slurmctld(self, crash: bool = False) -> None:
+        """Take the controller down; a crash loses what it has not saved (it saves every few seconds)."""
+        daemon = self._ctld
+        if daemon is not None:
+            daemon.kill(signal.SIGKILL if crash else signal.SIGTERM)
+            wait_until("slurmctld gone", lambda: not daemon.alive())
 
     def start_slurmd(self, node: str, wait: bool = True) -> None:
         """Start a node's daemon (again)."""
@@ -260,6 +266,10 @@ class SlurmCluster:
         wait_until(f"slurmd of {node} gone", lambda: not daemon.alive())
         if jobs:
             self._slurmd.pop(node).stop()
+
+    def mark_down(self, node: str) -> None:
+        """Let the controller give a dead node up now, not after SlurmdTimeout; its jobs are requeued."""
+        self.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=dead")
 
     def _answers(self, *argv: str) -> Callable[[], bool]:
         def ready() -> bool:

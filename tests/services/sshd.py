@@ -42,6 +42,8 @@ Host {alias}
   User {user}
   IdentityFile {identity}
   IdentitiesOnly yes
+
+Host {alias} {host}
   UserKnownHostsFile {known_hosts}
 """
 
@@ -74,17 +76,22 @@ class SshServer:
         )
 
     @property
+    def env(self) -> dict[str, str]:
+        """A client's environment in which ssh libraries and `ssh` itself know the alias and the host key.
+
+        Libraries read `$HOME/.ssh/config`; OpenSSH takes the home from the user database instead, hence an
+        `ssh` on the PATH that names the configuration.
+        """
+        home, path = (
+            self.root / "home",
+            f"{self.root / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        )
+        return {**os.environ, "HOME": str(home), "PATH": path}
+
+    @property
     def config(self) -> Path:
         """`config_text` as a file, for `ssh -F`."""
         return self.root / "ssh_config"
-
-    def write_home(self, home: Path) -> Path:
-        """Make `home` a home folder whose `~/.ssh/config` holds the alias, for clients that follow $HOME."""
-        folder = home / ".ssh"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        (folder / "config").write_text(self.config_text)
-        (folder / "known_hosts").write_text(self.known_hosts.read_text())
-        return home
 
     def __enter__(self) -> SshServer:
         try:
@@ -110,8 +117,19 @@ class SshServer:
         (self.root / "authorized_keys").write_text((self.root / "user_key.pub").read_text())
         host_key = (self.root / "host_key.pub").read_text()
         self.known_hosts.write_text(f"[{self.host}]:{self.port} {host_key}")
-        self.config.write_text(self.config_text)
+        self._write_client_files()
         self.start_daemon()
+
+    def _write_client_files(self) -> None:
+        self.config.write_text(self.config_text)
+        folder = self.root / "home" / ".ssh"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config").write_text(self.config_text)
+        (folder / "known_hosts").write_text(self.known_hosts.read_text())
+        (self.root / "bin").mkdir(exist_ok=True)
+        wrapper = self.root / "bin" / "ssh"
+        wrapper.write_text(f'#!/bin/sh\nexec {program("ssh")} -F {self.config} "$@"\n')
+        wrapper.chmod(0o755)
 
     def start_daemon(self) -> None:
         """Start sshd (again), on the same port with the same keys."""

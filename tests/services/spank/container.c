@@ -44,7 +44,7 @@ static struct {
 
 static const char *images_dir = "", *state_dir = "/tmp";
 static char base[PATH_MAX]; /* the container's own folder: upper, work, root */
-static bool active;
+static bool active, mounted, broken;
 
 #define fail(...) (slurm_error(LOG __VA_ARGS__), -1)
 
@@ -266,14 +266,10 @@ static int mount_wanted(const char *root)
 	return 0;
 }
 
-/* Once per step, in slurmstepd: build the container in a mount namespace of its own, which the tasks inherit. */
-int slurm_spank_user_init(spank_t sp, int ac, char **av)
+static int build_container(spank_t sp)
 {
 	uint32_t job = 0, step = 0, node = 0;
 	uid_t uid = 0;
-	if (!spank_remote(sp) || !(wanted.image || wanted.name))
-		return 0;
-	read_settings(ac, av);
 	spank_get_item(sp, S_JOB_UID, &uid);
 	spank_get_item(sp, S_JOB_ID, &job);
 	spank_get_item(sp, S_JOB_STEPID, &step);
@@ -291,12 +287,26 @@ int slurm_spank_user_init(spank_t sp, int ac, char **av)
 		return fail("cannot enter a mount namespace: %s", strerror(errno));
 	if (!wanted.name && mount("tmpfs", base, "tmpfs", 0, NULL))
 		return fail("cannot mount %s: %s", base, strerror(errno));
-	active = true;
+	mounted = true;
 	char *root = text("%s/root", base);
 	if (mount_root(root) || mount_system(root) || mount_wanted(root))
 		return -1;
 	if (wanted.readonly && mount(NULL, root, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL))
 		return fail("cannot make the container read-only: %s", strerror(errno));
+	return 0;
+}
+
+/*
+ * Once per step, in slurmstepd: build the container in a mount namespace of its own, which the tasks inherit. The
+ * tasks report a failure: after one from here srun would exit with 0.
+ */
+int slurm_spank_user_init(spank_t sp, int ac, char **av)
+{
+	if (!spank_remote(sp) || !(wanted.image || wanted.name))
+		return 0;
+	read_settings(ac, av);
+	active = true;
+	broken = build_container(sp) != 0;
 	return 0;
 }
 
@@ -330,6 +340,8 @@ int slurm_spank_task_init(spank_t sp, int ac, char **av)
 	(void) av;
 	if (!active)
 		return 0;
+	if (broken)
+		return -1;
 	const char *workdir = wanted.workdir ? wanted.workdir : DEFAULT_WORKDIR;
 	char *root = text("%s/root", base);
 	if (chroot(root))
@@ -348,7 +360,7 @@ int slurm_spank_exit(spank_t sp, int ac, char **av)
 {
 	(void) ac;
 	(void) av;
-	if (!active || !spank_remote(sp))
+	if (!mounted || !spank_remote(sp))
 		return 0;
 	umount2(text("%s/root", base), MNT_DETACH);
 	if (!wanted.name) {
