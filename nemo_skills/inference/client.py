@@ -1,11 +1,9 @@
 """One pooled HTTP session for all requests, with retries."""
 
 import asyncio
-import urllib.request
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -49,7 +47,6 @@ class Client:
         self._requests = requests
         self._settings = settings
         self._urls = {id(s): URL(s.endpoint.base_url + requests.path) for s in pool.states}
-        self._proxies = {id(s): _proxy(s.endpoint.base_url) for s in pool.states}
         self._session: aiohttp.ClientSession | None = None
         self.retries = 0
         self.in_flight = 0
@@ -105,7 +102,7 @@ class Client:
         assert self._session is not None
         try:
             async with self._session.post(
-                self._urls[id(state)], data=body, proxy=self._proxies[id(state)], allow_redirects=False
+                self._urls[id(state)], data=body, proxy=state.endpoint.proxy, allow_redirects=False
             ) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
@@ -147,12 +144,3 @@ class Client:
         where = f"{state.endpoint.base_url}{self._requests.path}"
         hint = f" {self._settings.api_key_hint}" if error.kind is Kind.auth else ""
         raise RunStoppedError(f"{where} refuses every request: {error}.{hint}") from None
-
-
-def _proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment names for a server; asking per request would be slow."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)

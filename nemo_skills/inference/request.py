@@ -120,9 +120,7 @@ def _is_text(config: GenerateConfig, prompt: Prompt) -> bool:
             "inference.endpoint_type=text needs prompt_template or tokenizer, which make the text."
         )
     if wanted is EndpointType.chat and prompt.is_text:
-        raise UserError(
-            "inference.endpoint_type=chat sends messages; drop prompt_template and tokenizer, which make text."
-        )
+        raise UserError("inference.endpoint_type=chat sends messages; drop prompt_template and tokenizer.")
     return prompt.is_text
 
 

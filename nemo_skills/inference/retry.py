@@ -14,7 +14,8 @@ from nemo_skills.core.errors import UserError
 
 _CONTEXT_LENGTH = re.compile(
     r"context_length_exceeded|context[ _]length|context window|maximum (?:model|input|sequence) length"
-    r"|max_model_len|max_seq_len|too many (?:input )?tokens|prompt is too long|longer than the (?:maximum|model)",
+    r"|max_model_len|max_seq_len|too many (?:input )?tokens|prompt is too long"
+    r"|longer than the (?:maximum|model)",
     re.IGNORECASE,
 )
 _NO_CREDIT = re.compile(r"insufficient_quota|billing|out of credits", re.IGNORECASE)
@@ -141,7 +142,7 @@ class Attempts:
             raise RowFailedError(error.kind, str(error), self.count)
         if self.first_failure is None:
             self.first_failure = now
-        limit = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
+        limit: float = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
         wait = max(random.uniform(0.1, 1.0) * limit, error.retry_after or 0.0)
         if now + wait > self.first_failure + self.policy.budget_s:
             raise RowFailedError(error.kind, str(error), self.count)
