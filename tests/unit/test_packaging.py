@@ -111,16 +111,23 @@ def test_uncommitted_changes_are_refused_and_listed(repo: Path, out: Path) -> No
     commit(repo, {f"many/{i:02}.py": "" for i in range(30)})
     write(repo, {"main.py": "print(2)\n", "staged\nname.py": "", "untracked.py": ""})
     git(repo, "add", "staged\nname.py")
-    (repo / "lib/util.py").unlink()
+    git(repo, "mv", "lib/util.py", "lib/renamed.py")
     with pytest.raises(UserError) as caught:
         build_package(repo, out, allow_uncommitted=False)
     message = str(caught.value)
-    for part in ("\n  main.py", "\n  lib/util.py", "'staged\\nname.py'", "--allow_uncommitted"):
+    assert message.count("\n  ") == 4
+    for part in (
+        "\n  main.py",
+        "\n  lib/util.py",
+        "\n  lib/renamed.py",
+        "'staged\\nname.py'",
+        "--allow_uncommitted",
+    ):
         assert part in message
     assert "untracked.py" not in message
     assert not out.exists()
     shutil.rmtree(repo / "many")
-    with pytest.raises(UserError, match="and 13 more"):
+    with pytest.raises(UserError, match="and 14 more"):
         build_package(repo, out, allow_uncommitted=False)
 
 
@@ -155,21 +162,38 @@ def test_a_repository_without_a_commit(tmp_path: Path) -> None:
     assert package.commit is None and package.dirty and own_names(package) == {"a.py"}
 
 
-def test_content_alone_names_the_archive(repo: Path, out: Path, tmp_path: Path) -> None:
+def test_content_alone_names_the_archive(
+    repo: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = build_package(repo, out, allow_uncommitted=False)
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(repo), str(clone))
     for path in (clone / "main.py", clone / "lib"):
         os.utime(path, (1, 1))
+    monkeypatch.setattr("time.time", lambda: 1e9)
     second = build_package(clone, tmp_path / "out", allow_uncommitted=True)
     assert (first.digest, first.path.name) == (second.digest, second.path.name)
     assert first.path.read_bytes() == second.path.read_bytes()
-    (repo / "main.py").chmod(0o755)
-    digests = {first.digest, build_package(repo, out, allow_uncommitted=True).digest}
     commit(repo, {"main.py": "print(3)\n"})
-    digests.add(build_package(repo, out, allow_uncommitted=False).digest)
-    assert len(digests) == 3
-    assert listing(out) == sorted(f"code-{d[:16]}.tar.gz" for d in digests)
+    third = build_package(repo, out, allow_uncommitted=False)
+    assert third.digest != first.digest
+    assert listing(out) == sorted([first.path.name, third.path.name])
+
+
+def test_name_mode_kind_and_content_count_and_order_does_not(tmp_path: Path) -> None:
+    entries = [Entry("a", b"1", 0o644, 1), Entry("b", b"2", 0o644, 1)]
+    digest, path = write_archive(entries, tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    assert write_archive(entries[::-1], tmp_path) == (digest, path)
+    assert path.read_bytes() == content
+    others = [
+        Entry("a2", b"1", 0o644, 1),
+        Entry("a", b"1", 0o755, 1),
+        Entry("a", b"3", 0o644, 1),
+        Entry("a", b"1", 0o644, link="1"),
+    ]
+    assert len({digest} | {write_archive([other, entries[1]], tmp_path)[0] for other in others}) == 5
 
 
 def test_an_existing_archive_is_not_written_again(repo: Path, out: Path) -> None:

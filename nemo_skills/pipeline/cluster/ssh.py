@@ -127,7 +127,9 @@ class SshTunnel(ShellTunnel):
     def _no_shell(self, done: Exchange) -> TunnelError:
         if done.process_code == 255:
             self._shared = False
-            return self._explain(done.errors())
+            said = done.errors()
+            known = any(sign in said for sign, _ in _REASONS)
+            return self._explain(said) if known else self._lost(done)
         return super()._no_shell(done)
 
     def _start_master(self) -> "_Master":

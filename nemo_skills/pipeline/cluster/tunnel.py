@@ -208,10 +208,13 @@ class ShellTunnel(ABC):
         with contextlib.closing(done):
             if done.start is None:
                 raise self._no_shell(done)
-            raise ConnectionLostError(
-                f"the connection to {self.where} ended in the middle of a command;"
-                f" it is unknown whether the command was completed{_last_lines(done.errors())}"
-            )
+            raise self._lost(done)
+
+    def _lost(self, done: Exchange) -> ConnectionLostError:
+        return ConnectionLostError(
+            f"the connection to {self.where} ended in the middle of a command;"
+            f" it is unknown whether the command was completed{_last_lines(done.errors())}"
+        )
 
     def _failed(self, what: str, result: Result) -> CommandError:
         # The script itself is not shown: it may hold a secret

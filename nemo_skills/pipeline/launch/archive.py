@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -53,8 +54,9 @@ def read_entry(root: Path, name: str) -> Entry | None:
     return Entry(name, path, 0o755 if info.st_mode & stat.S_IXUSR else 0o644, info.st_size)
 
 
-def write_archive(members: list[Entry], out_dir: Path) -> tuple[str, Path]:
-    """Write the archive unless it exists; the same content gives the same bytes."""
+def write_archive(entries: Iterable[Entry], out_dir: Path) -> tuple[str, Path]:
+    """Write the archive unless it exists; the same content gives the same bytes, in any order."""
+    members = sorted(entries, key=lambda entry: os.fsencode(entry.name))
     try:
         hashes = [entry.content_hash() for entry in members]
         manifest = "".join(

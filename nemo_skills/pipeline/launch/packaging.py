@@ -71,15 +71,14 @@ def build_package(
     entries |= _own_package(repository, entries)
     content = json.dumps(record, indent=1, sort_keys=True).encode()
     entries[RECORD_NAME] = Entry(RECORD_NAME, content, 0o644, len(content))
-    members = sorted(entries.values(), key=lambda entry: os.fsencode(entry.name))
-    size = sum(entry.size for entry in members)
+    size = sum(entry.size for entry in entries.values())
     if size > size_limit:
-        _warn_size(members, size, size_limit)
-    digest, path = write_archive(members, out_dir)
+        _warn_size(entries.values(), size, size_limit)
+    digest, path = write_archive(entries.values(), out_dir)
     return CodePackage(
         path=path,
         digest=digest,
-        files=len(members),
+        files=len(entries),
         size=size,
         commit=repository.commit if repository else None,
         dirty=bool(record["dirty"]),
@@ -196,7 +195,7 @@ def _warn_left_out(repository: Repository, left_out: list[str], *, allow_uncommi
             log.warning("not packaged, %s: %s%s", what, ", ".join(map(shown, names[:_LARGEST])), more)
 
 
-def _warn_size(members: list[Entry], size: int, limit: int) -> None:
+def _warn_size(members: Iterable[Entry], size: int, limit: int) -> None:
     largest = sorted(members, key=lambda entry: -entry.size)[:_LARGEST]
     listed = "".join(f"\n  {entry.size / 1e6:.1f} MB  {shown(entry.name)}" for entry in largest)
     log.warning(
