@@ -32,10 +32,9 @@ def server_component(options: ServerOptions, *, one_machine: bool) -> Component 
     if request.address:
         return None
     words = launcher_args(spec, request, advertise=LOOPBACK if one_machine else "auto")
-    # the launcher runs under the role's interpreter, and so does a server written in Python
     return Component(
         name="server",
-        commands=((PYTHON, _LAUNCHER, *(PYTHON if word == "python" else word for word in words)),),
+        commands=((PYTHON, _LAUNCHER, *words),),
         role=spec.role,
         nodes=options.server_nodes,
         gpus=options.server_gpus,

@@ -15,4 +15,6 @@ SPEC = ServerSpec(
     role="vllm",
     program=("python", "-m", "vllm.entrypoints.openai.api_server"),
     flags=_flags,
+    # read by the CPU build only, which otherwise wants nearly all memory for its cache; GiB
+    env={"VLLM_CPU_KVCACHE_SPACE": "4"},
 )
