@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_skills.core.errors import JobFailedError
-from nemo_skills.pipeline.launch.supervise import Process, run_job
+from nemo_skills.pipeline.launch.supervise import HELPER_GRACE_S, Process, run_job
 
 
 def _process(folder: Path, name: str, script: str) -> Process:
@@ -61,6 +61,13 @@ def test_daemons_that_leave_their_group_are_ended_too(weird_tmp_path: Path) -> N
     assert _survivors(weird_tmp_path) == []
 
 
+def test_a_server_that_ignores_sigterm_is_killed_soon_after_the_main(weird_tmp_path: Path) -> None:
+    started = time.monotonic()
+    _run(weird_tmp_path, server="trap '' TERM; sleep 1000; sleep 1000", main="sleep 0.5")
+    assert HELPER_GRACE_S < time.monotonic() - started < HELPER_GRACE_S + 3
+    assert _survivors(weird_tmp_path) == []
+
+
 def test_terminal_codes_and_overwritten_bars_stay_out_of_the_log(weird_tmp_path: Path) -> None:
     _run(weird_tmp_path, main=r"printf '\033[31mred\033[0m\n10%%\r50%%\r100%%\nlast'")
     assert (weird_tmp_path / "logs" / "main.log").read_bytes() == b"red\n100%\nlast"
@@ -76,25 +83,30 @@ processes = [
     for n in ("server", "main")
 ]
 try:
-    run_job("job", processes, os.environ | {"NS_RUN_DIR": str(folder)})
+    clean_up = ["bash", "-c", 'sleep 1; touch "$0"', str(folder / "cleaned")]
+    run_job("job", processes, os.environ | {"NS_RUN_DIR": str(folder)}, clean_up=clean_up)
 except KeyboardInterrupt:
     sys.exit(130)
 """
+
+
+def _start_program(folder: Path, main: str) -> "subprocess.Popen[bytes]":
+    for name, script in {"server": "exec sleep 1000", "main": main}.items():
+        (folder / f"{name}.sh").write_text(script)
+    program = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(folder)])
+    # the main's background sleep makes three processes, or more while prefixes are still being executed
+    deadline = time.monotonic() + 20
+    while len(_survivors(folder)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(_survivors(folder)) >= 3
+    return program
 
 
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_signals_leave_no_process_behind(weird_tmp_path: Path, signum: int, code: int) -> None:
-    stubborn = "trap '' INT; sleep 1000 & wait; sleep 1000"
-    for name, script in {"server": "exec sleep 1000", "main": stubborn}.items():
-        (weird_tmp_path / f"{name}.sh").write_text(script)
-    program = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(weird_tmp_path)])
-    # the main's background sleep makes three processes, or more while prefixes are still being executed
-    deadline = time.monotonic() + 20
-    while len(_survivors(weird_tmp_path)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(_survivors(weird_tmp_path)) >= 3
+    program = _start_program(weird_tmp_path, "trap '' INT; sleep 1000 & wait; sleep 1000")
     program.send_signal(signum)
     assert program.wait(timeout=30) == code
     if signum == signal.SIGKILL:
@@ -105,3 +117,36 @@ def test_signals_leave_no_process_behind(weird_tmp_path: Path, signum: int, code
         assert len(left) <= 1
     else:
         assert _survivors(weird_tmp_path) == []
+        assert (weird_tmp_path / "cleaned").exists()
+
+
+@pytest.mark.parametrize(("first", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_impatient_signals_kill_at_once_and_skip_no_clean_up(
+    weird_tmp_path: Path, first: int, code: int
+) -> None:
+    program = _start_program(weird_tmp_path, "trap '' INT TERM; sleep 1000 & while true; do sleep 1; done")
+    started = time.monotonic()
+    program.send_signal(first)
+    time.sleep(0.3)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        program.send_signal(signum)
+        time.sleep(0.2)
+    assert program.wait(timeout=30) == code
+    assert time.monotonic() - started < 8
+    assert _survivors(weird_tmp_path) == []
+    assert (weird_tmp_path / "cleaned").exists()
+
+
+def test_ctrl_c_during_the_clean_up_of_a_finished_job_still_counts(weird_tmp_path: Path) -> None:
+    scripts = {"server": "trap '' TERM; touch ready; while true; do sleep 1; done"}
+    scripts["main"] = "until [ -e ready ]; do sleep 0.1; done; touch ended"
+    for name, script in scripts.items():
+        (weird_tmp_path / f"{name}.sh").write_text(script)
+    program = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(weird_tmp_path)], cwd=weird_tmp_path)
+    while not (weird_tmp_path / "ended").exists():
+        assert program.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.7)
+    program.send_signal(signal.SIGINT)
+    assert program.wait(timeout=30) == 130
+    assert _survivors(weird_tmp_path) == []

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, NoReturn
 
 from nemo_skills.core.errors import JobFailedError, UserError
 from nemo_skills.core.log import get_logger
@@ -22,6 +22,9 @@ LOG = get_logger(__name__)
 
 GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL."""
+HELPER_GRACE_S = 3.0
+"""What is left of it once the main is gone: servers and sandboxes have nothing to save."""
+_CLEAN_UP_S = 60.0
 _TAIL_LINES = 15
 _TERMINAL = 1
 _TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -60,11 +63,12 @@ def run_job(
     Raises:
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
         SystemExit: SIGTERM or SIGHUP arrived; the processes are gone by then.
-        KeyboardInterrupt: Ctrl-C; the processes are gone by then.
+        KeyboardInterrupt: Ctrl-C; the processes are gone by then. A second one shortens the time that they
+            have to end, and no number of them skips the clean-up.
     """
     exited: queue.SimpleQueue[_Running] = queue.SimpleQueue()
     running: list[_Running] = []
-    with _raise_on_termination():
+    with _Signals() as signals:
         try:
             for process in processes:
                 running.append(_start(process, env, exited))
@@ -72,11 +76,11 @@ def run_job(
             if not first.process.is_main and (main := _main_exited(exited)) is not None:
                 first = main
         finally:
-            _end_all(running, env["NS_RUN_DIR"])
+            signals.only_hurry()
+            _end_all(running, env["NS_RUN_DIR"], signals)
             if clean_up:
-                subprocess.run(
-                    list(clean_up), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-                )
+                _clean_up(clean_up)
+        signals.raise_late()
     _judge(job_name, first)
 
 
@@ -155,21 +159,38 @@ def _plain(line: bytes) -> bytes:
     return _TERMINAL_CODES.sub(b"", line.rstrip(b"\r")).rsplit(b"\r", 1)[-1]
 
 
-def _end_all(running: list[_Running], run_dir: str) -> None:
-    """End every process of the job: SIGTERM first, SIGKILL after the grace time or a second Ctrl-C."""
+def _end_all(running: list[_Running], run_dir: str, signals: "_Signals") -> None:
+    """End every process of the job: SIGTERM first, SIGKILL after the grace time or one more signal to us."""
     _signal_all(running, run_dir, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
-    try:
-        while time.monotonic() < deadline and (
-            any(r.popen.poll() is None for r in running) or _members(run_dir)
-        ):
-            time.sleep(0.02)
-    except KeyboardInterrupt:
+    main_lives = True
+    while (any(r.popen.poll() is None for r in running) or _members(run_dir)) and not signals.hurry:
+        if main_lives and not any(r.process.is_main and r.popen.poll() is None for r in running):
+            main_lives = False
+            deadline = min(deadline, time.monotonic() + HELPER_GRACE_S)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    if signals.hurry:
         LOG.warning("interrupted again: killing what is left")
     _signal_all(running, run_dir, signal.SIGKILL)
     for one in running:
         one.popen.wait()
         one.copier.join(timeout=2)
+
+
+def _clean_up(command: Sequence[str]) -> None:
+    # in a session of its own: the Ctrl-C of an impatient user must not end it
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_CLEAN_UP_S,
+            start_new_session=True,
+            check=False,
+        )
 
 
 def _signal_all(running: list[_Running], run_dir: str, signum: signal.Signals) -> None:
@@ -203,21 +224,49 @@ def _die_with_parent() -> list[str]:
     return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
-@contextlib.contextmanager
-def _raise_on_termination() -> Iterator[None]:
-    def handler(signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
+class _Signals:
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into an exception; later ones only hurry the clean-up."""
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._cleaning = False
+        self._seen = 0
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        self._received.append(signum)
+        if not self._cleaning:
+            self._cleaning = True
+            self._raise(signum)
+
+    @staticmethod
+    def _raise(signum: int) -> NoReturn:
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+
+    def only_hurry(self) -> None:
+        """Raise no more from here on."""
+        self._cleaning = True
+        self._seen = len(self._received)
+
+    @property
+    def hurry(self) -> bool:
+        """Whether a signal arrived during the clean-up."""
+        return len(self._received) > self._seen
+
+    def raise_late(self) -> None:
+        """Raise for a signal that arrived during the clean-up of a job that had ended by itself."""
+        if self._received:
+            self._raise(self._received[0])
 
 
 def terminal_env() -> dict[str, str]:
