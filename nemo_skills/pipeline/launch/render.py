@@ -61,11 +61,12 @@ def render_component(component: Component, site: Site) -> str:
     if site.secrets_file:
         quoted = shlex.quote(site.secrets_file)
         lines.append(f"if [ -e {quoted} ]; then . {quoted}; fi")
+    # before the paths: a PATH or PYTHONPATH of the user's is extended, not a replacement
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in (*site.env, *component.env)]
     if site.python_path:
         lines.append(f'export PYTHONPATH={shlex.quote(site.python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if site.path_dirs:
         lines.append(f'export PATH={shlex.quote(":".join(site.path_dirs))}:"$PATH"')
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in (*site.env, *component.env)]
     if site.work_dir:
         lines.append(f"cd {shlex.quote(site.work_dir)}")
     *first, last = component.commands
