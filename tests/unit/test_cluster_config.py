@@ -99,7 +99,7 @@ def test_roles(weird_tmp_path: Path) -> None:
         bare.container("vllm")
     docker = load_cluster_config(str(_write(weird_tmp_path, "d", "executor: local\ncontainers: {vllm: img}")))
     assert docker.container("vllm").ref == "img"
-    with pytest.raises(UserError, match="no container for role 'vlm'.*Did you mean 'vllm'"):
+    with pytest.raises(UserError, match=r"no container for role 'vlm'.*Did you mean 'vllm'"):
         docker.container("vlm")
 
 
