@@ -79,7 +79,7 @@ class _Command(TyperCommand):
         self._wrapper = wrapper
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.obj = sort_words(args, self._wrapper.options, passthrough=self._wrapper.passthrough)
+        ctx.obj = sort_words(args, self._wrapper.options, self._wrapper.rest)
         return []
 
     def invoke(self, ctx: Any) -> None:

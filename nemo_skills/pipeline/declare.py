@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
 
-from nemo_skills.core.errors import UserError
+from nemo_skills.core.errors import UserError, did_you_mean
 
 REQUIRED = MISSING
 _SEPARATOR = r"[,\s]+"
@@ -18,7 +18,13 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def option(
-    default: object, description: str, *, minimum: int | None = None, separator: str = _SEPARATOR
+    default: object,
+    description: str,
+    *,
+    minimum: int | None = None,
+    choices: tuple[str, ...] = (),
+    separator: str = _SEPARATOR,
+    place: str = "",
 ) -> typing.Any:
     """Declare a field of an option group.
 
@@ -26,9 +32,17 @@ def option(
         default: Its value when it is not given; `REQUIRED` when it has to be.
         description: One line for `--help`.
         minimum: The smallest number allowed.
+        choices: The only texts allowed.
         separator: For lists: the pattern that separates items within one text.
+        place: What a usage line calls it, for an option that may also be given by its place, without a name.
     """
-    metadata = {"help": description, "minimum": minimum, "separator": separator}
+    metadata = {
+        "help": description,
+        "minimum": minimum,
+        "choices": choices,
+        "separator": separator,
+        "place": place,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -45,7 +59,9 @@ class Option:
     help: str
     panel: str
     minimum: int | None
+    choices: tuple[str, ...]
     separator: str
+    place: str
 
     @property
     def required(self) -> bool:
@@ -62,6 +78,8 @@ class Option:
         """The kind of value, as `--help` shows it."""
         if self.is_list:
             return "LIST"
+        if self.choices:
+            return "|".join(self.choices)
         return {str: "TEXT", int: "NUMBER", bool: "[=false]" if self.default else ""}[self.kind]
 
     def split(self, text: str) -> list[str]:
@@ -90,6 +108,11 @@ class Option:
             raise UserError(f"option '{self.name}' takes {wanted}, not {value!r}") from None
         if self.minimum is not None and isinstance(result, int) and result < self.minimum:
             raise UserError(f"option '{self.name}' must be at least {self.minimum}, not {result}")
+        if self.choices and result not in self.choices:
+            hint = did_you_mean(str(result), self.choices)
+            raise UserError(
+                f"option '{self.name}' is one of {', '.join(self.choices)}, not '{result}'.{hint}"
+            )
         return result
 
 

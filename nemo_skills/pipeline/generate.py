@@ -9,10 +9,16 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline import main_args
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
-from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
+from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.submit import existing, launch
-from nemo_skills.pipeline.options import ClusterOptions, GenerateOptions, JobOptions, ServerOptions
+from nemo_skills.pipeline.options import (
+    ClusterOptions,
+    GenerateOptions,
+    HookOptions,
+    JobOptions,
+    ServerOptions,
+)
 from nemo_skills.pipeline.servers.component import client_values, server_component
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
@@ -34,6 +40,7 @@ class Request:
     job: JobOptions
     server: ServerOptions
     own: GenerateOptions
+    hooks: HookOptions
     args: tuple[str, ...]
 
 
@@ -55,7 +62,12 @@ class Part:
 
 @wrapper(main=MAIN, schema=SCHEMA)
 def generate(
-    ctx: Context, cluster: ClusterOptions, job: JobOptions, server: ServerOptions, own: GenerateOptions
+    ctx: Context,
+    cluster: ClusterOptions,
+    job: JobOptions,
+    server: ServerOptions,
+    own: GenerateOptions,
+    hooks: HookOptions,
 ) -> Record | None:
     """Let a model answer every row of a JSONL file, in `<output_dir>/generation/output.jsonl`.
 
@@ -68,6 +80,7 @@ def generate(
         job=job,
         server=server,
         own=own,
+        hooks=hooks,
         args=main_args.normalise(ctx.args),
     )
     plan_generate(request, done=frozenset())  # mistakes in options come before anything is looked at
@@ -149,9 +162,9 @@ def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv
 
 
 def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
-    own = request.own
+    hooks = request.hooks
     server = server_component(request.server, one_machine=request.cluster.executor != "slurm")
-    around = [*_shell(own.preprocess_cmd), *commands, *_shell(own.postprocess_cmd)]
+    around = [*shell(hooks.preprocess_cmd), *commands, *shell(hooks.postprocess_cmd)]
     main = Component(name="main", commands=tuple(around), role=ROLE)
     return Job(name=name, components=(main,) if server is None else (server, main))
 
@@ -186,10 +199,6 @@ def _main_values(request: Request, part: Part) -> list[str]:
 
 def _encoded(values: Mapping[str, object]) -> list[str]:
     return [main_args.encode_override(key, value) for key, value in values.items()]
-
-
-def _shell(command: str | None) -> Sequence[Argv]:
-    return [("bash", "-c", command)] if command else []
 
 
 def _folder(own: GenerateOptions) -> str:

@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_skills.pipeline.declare import Option
-from nemo_skills.pipeline.tokens import HELP_FLAGS
+from nemo_skills.pipeline.tokens import HELP_FLAGS, Rest
 from nemo_skills.pipeline.wrapper import AnyWrapper
 
 _WIDEST_PAGE = 120
+_TAKES = {Rest.OVERRIDES: "[++name=value]...", Rest.COMMAND: "COMMAND...", Rest.NOTHING: ""}
 
 
 class Row(NamedTuple):
@@ -42,17 +43,19 @@ HELP_ROW = Row(", ".join(HELP_FLAGS), "", "Show this page.")
 
 def show_command(name: str, wrapper: AnyWrapper) -> None:
     """Print the help page of a wrapper."""
-    takes = "COMMAND..." if wrapper.passthrough else "[++name=value]..."
-    about = [
-        *_paragraphs(wrapper.__doc__ or ""),
-        f"It runs {wrapper.main}. To list that script's own arguments:",
-    ]
+    about = _paragraphs(wrapper.__doc__ or "")
+    if wrapper.main:
+        about += [
+            f"It runs {wrapper.main}. To list that script's own arguments:",
+            f"    python -m {wrapper.main} --help",
+        ]
     sections = [
         Section(panel, [_row(option) for option in options])
         for panel, options in groupby(wrapper.options.values(), key=lambda option: option.panel)
     ]
-    about.append(f"    python -m {wrapper.main} --help")
-    show(f"ns {name} [--option=value]... {takes}", about, [*sections, Section("Help", [HELP_ROW])])
+    places = [o.place if o.required else f"[{o.place}]" for o in wrapper.options.values() if o.place]
+    usage = " ".join(["ns", name, *places, "[--option=value]...", _TAKES[wrapper.rest]]).rstrip()
+    show(usage, about, [*sections, Section("Help", [HELP_ROW])])
 
 
 def show(usage: str, about: Iterable[str], sections: Sequence[Section]) -> None:

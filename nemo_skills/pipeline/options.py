@@ -9,8 +9,8 @@ from nemo_skills.pipeline.declare import REQUIRED, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Cluster: where it runs."""
+class WhereOptions:
+    """Cluster."""
 
     cluster: str | None = option(
         None, "Name of a cluster config, or the path of one. Without it the job runs on this machine."
@@ -20,6 +20,12 @@ class ClusterOptions:
         "Folder of cluster configs, instead of $NEMO_SKILLS_CONFIG_DIR and ./cluster_configs. "
         "(--config-dir, with a dash, is Hydra's.)",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(WhereOptions):
+    """Cluster: where it runs."""
+
     mount_paths: tuple[str, ...] = option(
         (),
         "Folders to mount besides the cluster config's, as source:target, separated by commas.",
@@ -97,5 +103,20 @@ class GenerateOptions:
     )
     chunk_ids: tuple[int, ...] = option((), "Run only these parts, as 0,2 or 0..3. The first is 0.")
     rerun_done: bool = option(False, "Submit also what an earlier run has finished.")
-    preprocess_cmd: str | None = option(None, "Shell command to run before the generation.")
-    postprocess_cmd: str | None = option(None, "Shell command to run after the generation.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookOptions:
+    """Before and after."""
+
+    preprocess_cmd: str | None = option(None, "Shell command to run before, in the same container.")
+    postprocess_cmd: str | None = option(None, "Shell command to run after, if all went well.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceOptions:
+    """Resources."""
+
+    num_gpus: int = option(0, "GPUs per node.", minimum=0)
+    num_nodes: int = option(1, "Nodes.", minimum=1)
+    num_tasks: int = option(1, "Processes per node. More than one process needs Slurm.", minimum=1)

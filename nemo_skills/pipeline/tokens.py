@@ -1,5 +1,6 @@
 """Sorts the words of a command line into a wrapper's options and the arguments of its main script."""
 
+import enum
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -13,6 +14,14 @@ HYDRA_FLAGS = ("--config-path", "--config-name", "--config-dir")
 _OVERRIDE = re.compile(r"[+~]|[^-=\s][^=\s]*=")
 
 
+class Rest(enum.Enum):
+    """What may stand on a command line besides options."""
+
+    OVERRIDES = "Hydra's overrides and flags, for the main script"
+    COMMAND = "a command to run: it starts with the first word that is no option, and is kept word for word"
+    NOTHING = "nothing"
+
+
 class Words(NamedTuple):
     """A command line, sorted."""
 
@@ -23,12 +32,8 @@ class Words(NamedTuple):
     wants_help: bool = False
 
 
-def sort_words(words: Iterable[str], options: Mapping[str, Option], *, passthrough: bool = False) -> Words:
-    """Sort `words` by the `options` of a wrapper.
-
-    With `passthrough` the first word that is no option starts a command, which is kept word for word.
-    Otherwise only Hydra's overrides and flags may stand beside the options.
-    """
+def sort_words(words: Iterable[str], options: Mapping[str, Option], kind: Rest = Rest.OVERRIDES) -> Words:
+    """Sort `words` by the `options` of a wrapper; `kind` says what else may stand beside them."""
     rest = list(words)[::-1]
     values: dict[str, str | list[str]] = {}
     args: list[str] = []
@@ -37,23 +42,30 @@ def sort_words(words: Iterable[str], options: Mapping[str, Option], *, passthrou
         name = _option_name(word)
         if word in HELP_FLAGS:
             return Words({}, (), wants_help=True)
-        elif word.partition("=")[0] in HYDRA_FLAGS and not passthrough:
+        elif word.partition("=")[0] in HYDRA_FLAGS and kind is Rest.OVERRIDES:
             args += [word] if "=" in word else [word, _take_value(word, rest, options)]
         elif name in options:
             _store(values, options[name], _value_of(word, options, rest))
-        elif passthrough and (word == "--" or not word.startswith("-")):
+        elif not word.startswith("-") and (placed := _next_place(options, values)):
+            _store(values, placed, word)
+        elif kind is Rest.COMMAND and (word == "--" or not word.startswith("-")):
             args = rest[::-1] if word == "--" else [word, *rest[::-1]]
             break
-        elif _OVERRIDE.match(word):
+        elif kind is Rest.OVERRIDES and _OVERRIDE.match(word):
             args.append(word)
         else:
-            raise UserError(_complaint(word, options, passthrough))
+            raise UserError(_complaint(word, options, kind))
     return Words(values, tuple(args))
 
 
 def _option_name(word: str) -> str:
     """Return the name in `--some-name=value` with underscores, or nothing when it is no option."""
     return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+
+def _next_place(options: Mapping[str, Option], values: Mapping[str, object]) -> Option | None:
+    """Return the first option that a word without a name can stand for."""
+    return next((o for o in options.values() if o.place and o.name not in values), None)
 
 
 def _value_of(word: str, options: Mapping[str, Option], rest: list[str]) -> str:
@@ -82,12 +94,11 @@ def _store(values: dict[str, str | list[str]], option: Option, text: str) -> Non
     items += option.split(text)
 
 
-def _complaint(word: str, options: Mapping[str, Option], passthrough: bool) -> str:
+def _complaint(word: str, options: Mapping[str, Option], kind: Rest) -> str:
+    overrides = " Arguments of the main script are written ++name=value." if kind is Rest.OVERRIDES else ""
     if not word.startswith("-"):
-        return f"unexpected argument '{word}'; arguments of the main script are written ++name=value"
+        return f"unexpected argument '{word}'.{overrides}"
     typed = word.partition("=")[0]
-    names = [*options, *([] if passthrough else (flag[2:] for flag in HYDRA_FLAGS))]
+    names = [*options, *(flag[2:] for flag in HYDRA_FLAGS if kind is Rest.OVERRIDES)]
     hint = did_you_mean(_option_name(word), names).replace("mean '", "mean '--")
-    if not hint and not passthrough:
-        hint = " Arguments of the main script are written ++name=value."
-    return f"unknown option '{typed}'.{hint}"
+    return f"unknown option '{typed}'.{hint or overrides}"

@@ -5,12 +5,12 @@ import inspect
 import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.pipeline.declare import REQUIRED, Option, options_of
-from nemo_skills.pipeline.tokens import sort_words
+from nemo_skills.pipeline.tokens import Rest, sort_words
 
 ResultT = TypeVar("ResultT")
 
@@ -20,6 +20,8 @@ class Context:
     """What a wrapper passes on: the arguments of its main script, or the command to run."""
 
     args: tuple[str, ...] = ()
+    text: str | None = field(default=None, compare=False)
+    """The text that `args` were split from, for commands, to which its quotes may mean more."""
 
 
 def wrap_arguments(arguments: str | Sequence[str] | Mapping[str, object] = "") -> Context:
@@ -31,7 +33,7 @@ def wrap_arguments(arguments: str | Sequence[str] | Mapping[str, object] = "") -
     """
     if isinstance(arguments, str):
         try:
-            return Context(tuple(shlex.split(arguments)))
+            return Context(tuple(shlex.split(arguments)), arguments)
         except ValueError as error:
             raise UserError(f"cannot split these arguments ({error}): {arguments}") from None
     if isinstance(arguments, Mapping):
@@ -48,11 +50,11 @@ class Wrapper(Generic[ResultT]):
     """A command: call it from Python with the options of all its groups as keywords."""
 
     def __init__(
-        self, body: Callable[..., ResultT], main: str, schema: str | None, passthrough: bool
+        self, body: Callable[..., ResultT], main: str | None, schema: str | None, rest: Rest
     ) -> None:
         self.main = main
         self.schema = schema
-        self.passthrough = passthrough
+        self.rest = rest
         self._body = body
         self._groups = _groups_of(body)
         declared = [option for group in self._groups.values() for option in options_of(group)]
@@ -69,14 +71,16 @@ class Wrapper(Generic[ResultT]):
         groups = self.bind(options)
         if not isinstance(ctx, Context):
             raise UserError(f"ctx takes wrap_arguments(...), not {ctx!r}")
-        self._check_main_arguments(ctx.args)
-        return self._body(ctx, **groups)
+        self._check_arguments(ctx.args)
+        return self._body(**groups) if self.rest is Rest.NOTHING else self._body(ctx, **groups)
 
     def bind(self, values: Mapping[str, object]) -> dict[str, Any]:
         """Build the option groups, by parameter name, from flat `values`."""
         for name in values:
             if name not in self.options:
-                hint = did_you_mean(name, self.options) or " Main arguments go into ctx=wrap_arguments(...)."
+                hint = did_you_mean(name, self.options)
+                if not hint and self.rest is not Rest.NOTHING:
+                    hint = " Main arguments go into ctx=wrap_arguments(...)."
                 raise UserError(f"{self.__name__}() has no option '{name}'.{hint}")
         read = {name: option.read(values.get(name)) for name, option in self.options.items()}
         missing = [f"'{name}'" for name, value in read.items() if value is REQUIRED]
@@ -87,10 +91,10 @@ class Wrapper(Generic[ResultT]):
             for parameter, group in self._groups.items()
         }
 
-    def _check_main_arguments(self, args: Sequence[str]) -> None:
-        if self.passthrough:
+    def _check_arguments(self, args: Sequence[str]) -> None:
+        if self.rest is Rest.COMMAND:
             return
-        words = sort_words(args, self.options)
+        words = sort_words(args, self.options, self.rest)
         for name in words.values:
             raise UserError(f"'{name}' is an option of {self.__name__}(): pass it as a keyword, not in ctx")
         if words.wants_help:
@@ -101,16 +105,24 @@ AnyWrapper: typing.TypeAlias = Wrapper[Any]
 
 
 def wrapper(
-    *, main: str, schema: str | None = None, passthrough: bool = False
+    *, main: str | None = None, schema: str | None = None
 ) -> Callable[[Callable[..., ResultT]], Wrapper[ResultT]]:
-    """Make a command of a function that takes `ctx` and option groups.
+    """Make a command of a function of option groups.
+
+    If the function also takes a `ctx`, that holds the arguments of `main`, or where there is no main a command
+    to run: everything after the options.
 
     Args:
         main: Module that the command runs, which `--help` names.
         schema: Its config class, as `module:Class`, to check arguments against before submission.
-        passthrough: Whether everything after the options is a command to run instead of main arguments.
     """
-    return lambda body: Wrapper(body, main, schema, passthrough)
+
+    def wrap(body: Callable[..., ResultT]) -> Wrapper[ResultT]:
+        if "ctx" not in inspect.signature(body).parameters:
+            return Wrapper(body, main, schema, Rest.NOTHING)
+        return Wrapper(body, main, schema, Rest.OVERRIDES if main else Rest.COMMAND)
+
+    return wrap
 
 
 def _groups_of(body: Callable[..., object]) -> dict[str, type]:
@@ -133,4 +145,5 @@ def _flat_signature(body: Callable[..., object], options: Sequence[Option]) -> i
         for option in options
     ]
     returns = inspect.signature(body).return_annotation
-    return inspect.Signature([ctx, *keywords], return_annotation=returns)
+    before = [ctx] if "ctx" in inspect.signature(body).parameters else []
+    return inspect.Signature([*before, *keywords], return_annotation=returns)

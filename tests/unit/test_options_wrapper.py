@@ -35,10 +35,25 @@ def sample(
     return ctx, cluster, job, server, own
 
 
-@wrapper(main="some.main", passthrough=True)
+@wrapper()
 def command(ctx: Context, cluster: ClusterOptions, job: JobOptions) -> tuple[Context, ClusterOptions]:
     """Run something."""
     return ctx, cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedOptions:
+    """Placed."""
+
+    first: str = option(REQUIRED, "The first.", place="FIRST")
+    second: str | None = option(None, "The second.", place="SECOND")
+    style: str = option("plain", "A style.", choices=("plain", "fancy"))
+
+
+@wrapper()
+def placed(own: PlacedOptions) -> PlacedOptions:
+    """Show something."""
+    return own
 
 
 @dataclass
@@ -54,18 +69,19 @@ def shell() -> Iterator[Shell]:
     """`ns` with the commands above."""
     received: list[Any] = []
     module = ModuleType("sample_commands")
-    for name, original in {"sample": sample, "command": command}.items():
+    originals: dict[str, Wrapper[Any]] = {"sample": sample, "command": command, "placed": placed}
+    for name, original in originals.items():
         body = original._body
 
         def spy(*args: Any, _body: Callable[..., Any] = body, **kwargs: Any) -> None:
             received.append(_body(*args, **kwargs))
 
-        copy: Wrapper[Any] = wrapper(main=original.main, passthrough=original.passthrough)(body)
+        copy: Wrapper[Any] = wrapper(main=original.main)(body)
         copy._body = spy
         setattr(module, name, copy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
-        for name in ("sample", "command"):
+        for name in originals:
             patch.setitem(cli.COMMANDS, name, cli.CommandEntry(f"{module.__name__}:{name}", "Test."))
         root = logging.getLogger()
         patch.setattr(root, "handlers", list(root.handlers))
@@ -311,6 +327,65 @@ def test_a_mistyped_option_is_no_command(shell: Shell, capfd: pytest.CaptureFixt
     assert "Did you mean '--cluster'?" in capfd.readouterr().err
 
 
+# --- words that have a place, choices, commands that take nothing else
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        (["a b"], "a b", None),
+        (["a", "b"], "a", "b"),
+        (["a=1", "+b"], "a=1", "+b"),
+        (["--first=a", "b"], "a", "b"),
+        (["--second", "b", "a"], "a", "b"),
+        (["--style=fancy", "a", "b"], "a", "b"),
+    ],
+)
+def test_words_fill_places_in_order(shell: Shell, words: list[str], first: str, second: str | None) -> None:
+    shell.received.clear()
+    assert shell.run(["placed", *words]) == 0
+    (own,) = shell.received
+    assert (own.first, own.second) == (first, second)
+    assert own == placed(first=first, second=second, style=own.style)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b", "c"], "unexpected argument 'c'."),
+        (["a", "b", "++c=1"], "unexpected argument '++c=1'."),
+        ([], "missing required option 'first'"),
+        (["a", "--style=fncy"], "option 'style' is one of plain, fancy, not 'fncy'. Did you mean 'fancy'?"),
+        (["a", "--config-dir=x"], "unknown option '--config-dir'."),
+        (["a", "--frist=x"], "unknown option '--frist'. Did you mean '--first'?"),
+    ],
+)
+def test_wrong_words_for_a_command_without_main(
+    shell: Shell, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert shell.run(["placed", *words]) == 2
+    assert capfd.readouterr().err == f"Error: {message}\n"
+
+
+def test_a_command_without_main_takes_options_only() -> None:
+    assert list(inspect.signature(placed).parameters) == ["first", "second", "style"]
+    with pytest.raises(UserError, match="unexpected argument"):
+        placed(wrap_arguments("a b ++c=1"), first="x")
+    with pytest.raises(UserError, match="pass it as a keyword"):
+        placed(wrap_arguments("a"), first="x")
+    with pytest.raises(UserError) as error:
+        placed(nothing="x")
+    assert "ctx" not in str(error.value)
+
+
+def test_help_of_placed_words_and_choices(shell: Shell, capfd: pytest.CaptureFixture[str]) -> None:
+    assert shell.run(["placed", "--help"]) == 0
+    text = capfd.readouterr().out
+    assert "ns placed FIRST [SECOND] [--option=value]...\n" in text
+    assert "plain|fancy" in text
+    assert "python -m" not in text
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(UserError("no"), 2), (JobFailedError("no", exit_code=7), 7), (KeyboardInterrupt(), 130)],
@@ -345,6 +420,8 @@ def test_a_bug_is_not_hidden(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> N
 @given(st.lists(TEXT))
 def test_text_is_split_as_a_shell_would(words: list[str]) -> None:
     assert wrap_arguments(shlex.join(words)) == wrap_arguments(words) == Context(tuple(words))
+    assert wrap_arguments(shlex.join(words)).text == shlex.join(words)
+    assert wrap_arguments(words).text is None
 
 
 def test_wrong_arguments() -> None:

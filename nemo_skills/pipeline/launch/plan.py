@@ -104,6 +104,11 @@ class Plan:
         return str(PurePosixPath(self.log_dir) / f"{job.name}-{component.name}.log")
 
 
+def shell(line: str | None) -> tuple[Argv, ...]:
+    """Return the commands that run a line of shell: one, or none where there is no line."""
+    return (("bash", "-c", line),) if line else ()
+
+
 def chain(jobs: Sequence[Job], more: int) -> tuple[Job, ...]:
     """Follow every job by `more` that continue it if it runs out of time; who waited waits for the last."""
     if not more:
