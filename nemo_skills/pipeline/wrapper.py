@@ -109,8 +109,8 @@ def wrapper(
 ) -> Callable[[Callable[..., ResultT]], Wrapper[ResultT]]:
     """Make a command of a function of option groups.
 
-    If the function also takes a `ctx`, that holds the arguments of `main`, or where there is no main a command
-    to run: everything after the options.
+    If the function also takes a `ctx`, that holds the arguments of `main`, or where there is no main a
+    command to run: everything after the options.
 
     Args:
         main: Module that the command runs, which `--help` names.

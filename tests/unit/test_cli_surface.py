@@ -20,7 +20,7 @@ def surface() -> str:
     lines = []
     for name in COMMANDS:
         command = cli.load_command(name)
-        lines.append(f"ns {name} -> {command.main}")
+        lines.append(f"ns {name} -> {command.main or command.rest.name.lower()}")
         panel = ""
         for option in command.options.values():
             if option.panel != panel:
@@ -33,7 +33,10 @@ def surface() -> str:
 def describe(option: Option) -> str:
     kind = option.kind.__name__ if option.annotation in {str, int, bool} else str(option.annotation)
     least = "" if option.minimum is None else f", at least {option.minimum}"
-    return f"{kind}{least}, " + ("required" if option.required else f"default {option.default!r}")
+    choices = f", one of {', '.join(option.choices)}" if option.choices else ""
+    place = f", place {option.place}" if option.place else ""
+    value = "required" if option.required else f"default {option.default!r}"
+    return f"{kind}{least}{choices}{place}, {value}"
 
 
 def run_ns(*words: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +76,7 @@ def test_ns_help_lists_every_command() -> None:
 def test_command_help_is_grouped_and_names_the_main(name: str) -> None:
     command = cli.load_command(name)
     text = run_ns(name, "-h").stdout
-    assert f"python -m {command.main} --help" in text
+    assert (f"python -m {command.main} --help" in text) == bool(command.main)
     for option in command.options.values():
         assert f"─ {option.panel} ─" in text
         assert f"--{option.name} " in text
