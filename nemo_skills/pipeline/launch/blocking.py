@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import (
     FAILED,
@@ -38,6 +39,8 @@ class LocalJob:
     processes: tuple[LocalProcess, ...]
     run_dir: str
     """A fresh folder of this run of the job; marks its processes as such."""
+    secrets: str | None = None
+    """File that is removed as soon as the job has ended."""
     clean_up: tuple[str, ...] = ()
     """Command that ends what a killed process may leave behind."""
 
@@ -54,9 +57,12 @@ def new_record(plan: Plan) -> Record:
         id=new_id(plan.expname),
         cluster=plan.cluster.name,
         executor=plan.cluster.executor,
-        log_dir=plan.log_dir,
+        log_dir=host_path(plan.cluster, plan.log_dir),
         state=RUNNING,
-        jobs=tuple(JobRecord(name=job.name, log=plan.log_path(job, job.main)) for job in plan.jobs),
+        jobs=tuple(
+            JobRecord(name=job.name, log=host_path(plan.cluster, plan.log_path(job, job.main)))
+            for job in plan.jobs
+        ),
     )
 
 
@@ -105,4 +111,8 @@ def run_local_job(spec: str) -> None:
             Process(name=process["name"], script=script, log=Path(process["log"]), is_main=process["is_main"])
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}
-    run_job(job["name"], processes, env, clean_up=job["clean_up"])
+    try:
+        run_job(job["name"], processes, env, clean_up=job["clean_up"])
+    finally:
+        if job["secrets"]:
+            Path(job["secrets"]).unlink(missing_ok=True)

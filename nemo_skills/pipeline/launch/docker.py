@@ -1,51 +1,53 @@
 """Executor `local`: every component is a container of this machine's Docker engine."""
 
+import csv
 import dataclasses
 import hashlib
+import io
 import os
+import re
 import shlex
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.log import get_logger
-from nemo_skills.pipeline.cluster.config import Container
 from nemo_skills.pipeline.cluster.env import JobEnv, render_secrets_file, resolve_env
+from nemo_skills.pipeline.cluster.mounts import Mount
 from nemo_skills.pipeline.launch.blocking import LocalJob, LocalProcess, new_record, run_experiment
+from nemo_skills.pipeline.launch.docker_engine import (
+    Engine,
+    find_engine,
+    image_name,
+    provide_images,
+    this_user,
+)
 from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, SECRETS_FILE, Layout, host_path
 from nemo_skills.pipeline.launch.packaging import build_package, extract_script
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record, nemorun_home
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, render_component
 
-LOG = get_logger(__name__)
-
+LABEL = "nemo-skills.experiment"
+"""Label of all containers that this executor starts; its value is the experiment's name."""
 _RUN_DIR = f"{JOB_TARGET}/run"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What scripts need to know of the user and of the images."""
-
-    user: str | None = None
-    """`uid:gid` to run as, so that results belong to the user; None inside is root outside too."""
-    images: tuple[tuple[str, str], ...] = ()
-    """Container role to the image that runs it."""
-
-    def image(self, role: str) -> str:
-        """Return the image of a role."""
-        return dict(self.images)[role]
 
 
 def render(plan: Plan) -> tuple[RenderedJob, ...]:
     """Return the scripts of every job, with placeholders for what only a run knows."""
-    layout = Layout(exp_dir=f"EXPERIMENTS/{plan.expname}/ID", code_dir="/CODE")
-    layout = dataclasses.replace(layout, exp_dir="/" + layout.exp_dir)
-    images = {
-        c.role: _image_name(plan.cluster.container(c.role)) for job in plan.jobs for c in job.components
-    }
-    return tuple(_render_job(plan, layout, job, Engine(images=tuple(images.items()))) for job in plan.jobs)
+    roles = {component.role for job in plan.jobs for component in job.components}
+    images = tuple((role, image_name(plan.cluster.container(role))) for role in sorted(roles))
+    return render_for(plan, dataclasses.replace(this_user(), images=images))
+
+
+def render_for(plan: Plan, engine: Engine) -> tuple[RenderedJob, ...]:
+    """Return the scripts of every job for an engine. Pure.
+
+    Raises:
+        UserError: a job needs more GPUs than there are.
+    """
+    _check_gpus(plan, engine)
+    layout = Layout(exp_dir=f"/EXPERIMENTS/{plan.expname}/ID", code_dir="/CODE")
+    return tuple(_render_job(plan, layout, job, engine) for job in plan.jobs)
 
 
 def submit(plan: Plan) -> Record:
@@ -53,37 +55,68 @@ def submit(plan: Plan) -> Record:
 
     Raises:
         JobFailedError: a job failed; the ones after it were not started.
-        UserError: there is no Docker engine or image, or an experiment of `run_after` has not succeeded.
+        UserError: there is no Docker engine, image or mounted folder, or an experiment of `run_after` has not
+            succeeded.
     """
     record = new_record(plan)
     env = resolve_env(plan.cluster.env_vars, plan.cluster.required_env_vars, os.environ)
     plan = dataclasses.replace(plan, env=env.plain)
-    engine = Engine(user=_user(), images=tuple((role, _ensure_image(plan, role)) for role in _roles(plan)))
+    engine = find_engine()
+    _check_gpus(plan, engine)
+    _prepare_folders(plan)
+    roles = {component.role for job in plan.jobs for component in job.components}
+    engine = dataclasses.replace(engine, images=provide_images(plan.cluster, roles))
     home = nemorun_home().absolute()
+    layout = Layout(
+        exp_dir=str(home / "ns_docker" / plan.expname / record.id), code_dir=_unpacked_code(plan, home)
+    )
+    try:
+        return run_experiment(record, [_local_job(plan, layout, job, engine, env) for job in plan.jobs])
+    finally:
+        for job in plan.jobs:
+            _secrets_path(layout, job).unlink(missing_ok=True)
+
+
+def _unpacked_code(plan: Plan, home: Path) -> str:
+    """Package the code and return the folder that holds it, the same for the same code."""
     package = build_package(
         Path.cwd(), home / "ns_packages", allow_uncommitted=plan.options.allow_uncommitted
     )
-    layout = Layout(
-        exp_dir=str(home / "ns_docker" / plan.expname / record.id),
-        code_dir=str(home / "ns_code" / package.digest),
-    )
-    subprocess.run(["bash", "-c", extract_script(str(package.path), layout.code_dir)], check=True)
-    try:
-        jobs = [_local_job(plan, layout, job, engine, env) for job in plan.jobs]
-        return run_experiment(record, jobs)
-    finally:
-        for job in plan.jobs:
-            (Path(layout.job_dir(job)) / SECRETS_FILE).unlink(missing_ok=True)
+    folder = str(home / "ns_code" / package.digest)
+    script = extract_script(str(package.path), folder)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"cannot unpack the code to {folder}: {done.stderr.strip()}")
+    return folder
+
+
+def _prepare_folders(plan: Plan) -> None:
+    """Create the log folder, and check that there is something to mount, which Docker reports less clearly.
+
+    With `--check_mounted_paths` the log folder comes first, and with it the output folder that it lies in.
+    """
+    log_dir = Path(host_path(plan.cluster, plan.log_dir))
+
+    def create() -> None:
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the log folder {log_dir}: {error.strerror}") from error
+
+    if plan.cluster.check_mounts:
+        create()
+    if missing := [str(m) for m in plan.cluster.mounts if not os.path.lexists(m.source)]:
+        raise UserError(f"mounted paths do not exist on this machine: {', '.join(missing)}")
+    create()
 
 
 def _render_job(plan: Plan, layout: Layout, job: Job, engine: Engine) -> RenderedJob:
     files = []
     for component in job.components:
         site = layout.site(plan, job, component)
+        run = f"#!/usr/bin/env bash\nexec {shlex.join(_docker_run(plan, layout, job, component, engine))}\n"
         files.append(RenderedFile(f"{component.name}.sh", render_component(component, site)))
-        files.append(
-            RenderedFile(f"{component.name}.docker.sh", _run_script(plan, layout, job, component, engine))
-        )
+        files.append(RenderedFile(f"{component.name}.docker.sh", run))
     return RenderedJob(job.name, tuple(files))
 
 
@@ -94,7 +127,8 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
     for component in job.components:
         (folder / f"{component.name}.sh").write_text(scripts[f"{component.name}.sh"], encoding="utf-8")
     if env.secrets:
-        with os.fdopen(os.open(folder / SECRETS_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        descriptor = os.open(_secrets_path(layout, job), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(render_secrets_file(env))
     names = [_container_name(layout, job, c) for c in job.components]
     return LocalJob(
@@ -109,85 +143,62 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
             for c in job.components
         ),
         run_dir=str(folder / "run"),
+        secrets=str(_secrets_path(layout, job)),
         clean_up=("docker", "rm", "--force", "--volumes", *names),
     )
 
 
-def _run_script(plan: Plan, layout: Layout, job: Job, component: Component, engine: Engine) -> str:
+def _docker_run(plan: Plan, layout: Layout, job: Job, component: Component, engine: Engine) -> list[str]:
     argv = ["docker", "run", "--rm", "--init", "--pull=never", "--network=host", "--ipc=host"]
-    argv += ["--name", _container_name(layout, job, component)]
+    # the output comes to us; the engine would keep a second copy of it
+    argv += ["--log-driver=none", *engine.flags]
+    argv += ["--name", _container_name(layout, job, component), f"--label={LABEL}={plan.expname}"]
     for mount in layout.mounts(plan, job):
-        argv += ["--volume", str(mount)]
+        argv += ["--mount", _mount_option(mount)]
     if engine.user:
         # such a user has no entry in the image: programs that ask for a name or a home find these
         argv += ["--user", engine.user, "--env=HOME=/tmp", "--env=USER=nemo", "--env=LOGNAME=nemo"]
-    if component.gpus:
-        argv += [f'--gpus="device={",".join(map(str, range(component.gpus)))}"']
-        argv += [f"--env=CUDA_VISIBLE_DEVICES={','.join(map(str, range(component.gpus)))}"]
-    argv += [f"--env=NS_RUN_DIR={_RUN_DIR}", "--env=NS_TERMINAL_WIDTH", "--workdir", CODE_TARGET]
-    argv += ["--entrypoint=bash", engine.image(component.role), f"{JOB_TARGET}/{component.name}.sh"]
-    return f"#!/usr/bin/env bash\nexec {shlex.join(argv)}\n"
+        argv += [f"--group-add={group}" for group in engine.groups]
+    argv += _gpu_options(job, component, engine)
+    argv += [f"--env=NS_RUN_DIR={_RUN_DIR}", "--env=NS_TERMINAL_WIDTH"]
+    if component is not job.main:
+        argv.append(f"--env=NS_SERVER_LOG={plan.log_path(job, component)}")
+    argv += ["--workdir", CODE_TARGET, "--entrypoint=bash", engine.image(component.role)]
+    return [*argv, f"{JOB_TARGET}/{component.name}.sh"]
+
+
+def _mount_option(mount: Mount) -> str:
+    """Return the value of `--mount`, which unlike `--volume` never creates a folder; a line of CSV."""
+    fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([*fields, "readonly"] if mount.read_only else fields)
+    return line.getvalue()
+
+
+def _gpu_options(job: Job, component: Component, engine: Engine) -> list[str]:
+    """Give every component GPUs of its own, in order."""
+    if not component.gpus:
+        return []
+    first = sum(c.gpus for c in job.components[: job.components.index(component)])
+    numbers = range(first, first + component.gpus)
+    devices = [str(n) if engine.devices is None else engine.devices[n] for n in numbers]
+    inside = ",".join(map(str, range(component.gpus)))  # the container counts those that it sees
+    return [f'--gpus="device={",".join(devices)}"', f"--env=CUDA_VISIBLE_DEVICES={inside}"]
+
+
+def _check_gpus(plan: Plan, engine: Engine) -> None:
+    if engine.devices is None:
+        return
+    for job in plan.jobs:
+        if (wanted := sum(c.gpus for c in job.components)) > len(engine.devices):
+            visible = ",".join(engine.devices)
+            raise UserError(f"job {job.name} needs {wanted} GPUs, but CUDA_VISIBLE_DEVICES is '{visible}'")
 
 
 def _container_name(layout: Layout, job: Job, component: Component) -> str:
-    unique = hashlib.sha256(layout.job_dir(job).encode()).hexdigest()[:12]
-    return f"ns-{unique}-{component.name}"
+    unique = hashlib.sha256(layout.job_dir(job).encode()).hexdigest()[:8]
+    return f"ns-{re.sub(r'[^a-zA-Z0-9_.-]', '-', job.name)}-{component.name}-{unique}"
 
 
-def _roles(plan: Plan) -> list[str]:
-    return sorted({c.role for job in plan.jobs for c in job.components})
-
-
-def _user() -> str | None:
-    return f"{os.getuid()}:{os.getgid()}" if os.getuid() else None
-
-
-def _image_name(container: Container) -> str:
-    if container.kind == "dockerfile":
-        return f"nemo-skills-{PurePosixPath(container.ref).name.rpartition('.')[2].lower()}:local"
-    return container.ref
-
-
-def _ensure_image(plan: Plan, role: str) -> str:
-    """Return the role's image, found here, built or pulled."""
-    container = plan.cluster.container(role)
-    if container.kind not in ("image", "dockerfile"):
-        raise UserError(
-            f"cluster config '{plan.cluster.name}': containers.{role} must be an image or dockerfile:path"
-            " for executor local"
-        )
-    image = _image_name(container)
-    if container.kind == "dockerfile":
-        dockerfile = Path(container.ref).expanduser()
-        if not dockerfile.is_file():
-            raise UserError(f"containers.{role}: {dockerfile} does not exist")
-        LOG.info("building %s from %s", image, dockerfile)
-        # the build context is the folder above dockerfiles/, so that a Dockerfile can copy the project
-        _docker(
-            ["build", "--quiet", "--tag", image, "--file", str(dockerfile), str(dockerfile.parent.parent)]
-        )
-    elif not _is_here(image):
-        LOG.info("pulling %s", image)
-        _docker(["pull", image])
-    return image
-
-
-def _is_here(image: str) -> bool:
-    return _call(["image", "inspect", image]).returncode == 0
-
-
-def _docker(args: Sequence[str]) -> None:
-    done = _call(args)
-    if done.returncode:
-        last = "; ".join(done.stderr.strip().splitlines()[-5:])
-        raise UserError(f"docker {args[0]} failed: {last}")
-
-
-def _call(args: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    try:
-        done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UserError("executor local needs Docker, but there is no 'docker' command") from None
-    if done.returncode and "Cannot connect to the Docker daemon" in done.stderr:
-        raise UserError(f"no Docker engine answers: {done.stderr.strip()}")
-    return done
+def _secrets_path(layout: Layout, job: Job) -> Path:
+    return Path(layout.job_dir(job)) / SECRETS_FILE
