@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_skills.pipeline.launch.layout import host_path
+from nemo_skills.core.errors import JobFailedError
 from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import (
+    CANCELLED,
+    ENDED_FILE,
     FAILED,
     RUNNING,
+    STATE_FILE,
     SUCCEEDED,
-    JobRecord,
     Record,
     new_id,
     require_success,
@@ -39,8 +43,6 @@ class LocalJob:
     processes: tuple[LocalProcess, ...]
     run_dir: str
     """A fresh folder of this run of the job; marks its processes as such."""
-    secrets: str | None = None
-    """File that is removed as soon as the job has ended."""
     clean_up: tuple[str, ...] = ()
     """Command that ends what a killed process may leave behind."""
 
@@ -52,18 +54,7 @@ def new_record(plan: Plan) -> Record:
         UserError: an experiment of `run_after` has not succeeded.
     """
     require_success(plan.options.run_after)
-    return Record(
-        expname=plan.expname,
-        id=new_id(plan.expname),
-        cluster=plan.cluster.name,
-        executor=plan.cluster.executor,
-        log_dir=host_path(plan.cluster, plan.log_dir),
-        state=RUNNING,
-        jobs=tuple(
-            JobRecord(name=job.name, log=host_path(plan.cluster, plan.log_path(job, job.main)))
-            for job in plan.jobs
-        ),
-    )
+    return Record.of(plan, new_id(plan.expname), state=RUNNING)
 
 
 def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
@@ -83,6 +74,7 @@ def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
         enable_goodbye_message=False,
         skip_status_at_exit=True,
     )
+    record = dataclasses.replace(record, exp_dir=str(_job_folder(jobs[0].run_dir).parent))
     with experiment:
         for job in jobs:
             task = nemo_run.Partial(run_local_job, spec=json.dumps(dataclasses.asdict(job)))
@@ -92,6 +84,9 @@ def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
         try:
             experiment.run(direct=True)
             state = SUCCEEDED
+        except (KeyboardInterrupt, SystemExit):
+            state = CANCELLED
+            raise
         finally:
             record = dataclasses.replace(record, state=state)
             record.save()
@@ -111,8 +106,30 @@ def run_local_job(spec: str) -> None:
             Process(name=process["name"], script=script, log=Path(process["log"]), is_main=process["is_main"])
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}
-    try:
+    with _state_kept(_job_folder(job["run_dir"])):
         run_job(job["name"], processes, env, clean_up=job["clean_up"])
+
+
+def _job_folder(run_dir: str) -> Path:
+    return Path(run_dir).parent
+
+
+@contextmanager
+def _state_kept(folder: Path) -> Iterator[None]:
+    """Say in a job's folder how far the job is, in the files that a Slurm batch script leaves."""
+    started = time.monotonic()
+    (folder / STATE_FILE).write_text(f"{RUNNING}\n", encoding="utf-8")
+    state, code = FAILED, 1
+    try:
+        yield
+        state, code = SUCCEEDED, 0
+    except JobFailedError as error:
+        code = error.exit_code
+        raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        state = CANCELLED
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
+        raise
     finally:
-        if job["secrets"]:
-            Path(job["secrets"]).unlink(missing_ok=True)
+        (folder / ENDED_FILE).write_text(f"{code} {time.monotonic() - started:.0f}\n", encoding="utf-8")
+        (folder / STATE_FILE).write_text(f"{state}\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from nemo_skills.pipeline.launch.docker_engine import (
     provide_images,
     this_user,
 )
-from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, SECRETS_FILE, Layout, host_path
+from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, Layout, host_path
 from nemo_skills.pipeline.launch.packaging import build_package, extract_script
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record, nemorun_home
@@ -29,6 +29,8 @@ from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, render
 
 LABEL = "nemo-skills.experiment"
 """Label of all containers that this executor starts; its value is the experiment's name."""
+SANDBOX = "sandbox"
+"""Role of components that run code of models; they get no secrets."""
 _RUN_DIR = f"{JOB_TARGET}/run"
 
 
@@ -70,11 +72,12 @@ def submit(plan: Plan) -> Record:
     layout = Layout(
         exp_dir=str(home / "ns_docker" / plan.expname / record.id), code_dir=_unpacked_code(plan, home)
     )
+    record = dataclasses.replace(record, code_dir=layout.code_dir)
     try:
         return run_experiment(record, [_local_job(plan, layout, job, engine, env) for job in plan.jobs])
     finally:
-        for job in plan.jobs:
-            _secrets_path(layout, job).unlink(missing_ok=True)
+        for path in Path(layout.exp_dir).glob(f"*/{_secrets_name('*')}"):
+            path.unlink(missing_ok=True)
 
 
 def _unpacked_code(plan: Plan, home: Path) -> str:
@@ -113,7 +116,13 @@ def _prepare_folders(plan: Plan) -> None:
 def _render_job(plan: Plan, layout: Layout, job: Job, engine: Engine) -> RenderedJob:
     files = []
     for component in job.components:
-        site = layout.site(plan, job, component)
+        site = dataclasses.replace(
+            layout.site(plan, job, component),
+            secrets_file=None
+            if component.role == SANDBOX
+            else f"{JOB_TARGET}/{_secrets_name(component.name)}",
+            secrets_once=True,
+        )
         run = f"#!/usr/bin/env bash\nexec {shlex.join(_docker_run(plan, layout, job, component, engine))}\n"
         files.append(RenderedFile(f"{component.name}.sh", render_component(component, site)))
         files.append(RenderedFile(f"{component.name}.docker.sh", run))
@@ -126,10 +135,8 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
     scripts = dict(_render_job(plan, layout, job, engine).files)
     for component in job.components:
         (folder / f"{component.name}.sh").write_text(scripts[f"{component.name}.sh"], encoding="utf-8")
-    if env.secrets:
-        descriptor = os.open(_secrets_path(layout, job), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(render_secrets_file(env))
+        if env.secrets and component.role != SANDBOX:
+            _write_secrets(folder / _secrets_name(component.name), env)
     names = [_container_name(layout, job, c) for c in job.components]
     return LocalJob(
         name=job.name,
@@ -143,7 +150,6 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
             for c in job.components
         ),
         run_dir=str(folder / "run"),
-        secrets=str(_secrets_path(layout, job)),
         clean_up=("docker", "rm", "--force", "--volumes", *names),
     )
 
@@ -200,5 +206,11 @@ def _container_name(layout: Layout, job: Job, component: Component) -> str:
     return f"ns-{re.sub(r'[^a-zA-Z0-9_.-]', '-', job.name)}-{component.name}-{unique}"
 
 
-def _secrets_path(layout: Layout, job: Job) -> Path:
-    return Path(layout.job_dir(job)) / SECRETS_FILE
+def _secrets_name(component: str) -> str:
+    """Return the file that a component reads its secrets from, once, and removes; nobody else needs it."""
+    return f"{component}.secrets.env"
+
+
+def _write_secrets(path: Path, env: JobEnv) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(render_secrets_file(env))

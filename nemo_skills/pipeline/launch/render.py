@@ -26,6 +26,8 @@ class Site:
     """Variables of every component; never secrets."""
     secrets_file: str | None = None
     """File that exports secret variables, read if it is there."""
+    secrets_once: bool = False
+    """Whether that file is the component's own, to be removed as soon as it is read."""
 
 
 class RenderedFile(NamedTuple):
@@ -60,7 +62,8 @@ def render_component(component: Component, site: Site) -> str:
     lines = ["#!/usr/bin/env bash", "set -e"]
     if site.secrets_file:
         quoted = shlex.quote(site.secrets_file)
-        lines.append(f"if [ -e {quoted} ]; then . {quoted}; fi")
+        remove = f" rm -f {quoted};" if site.secrets_once else ""
+        lines.append(f"if [ -e {quoted} ]; then . {quoted};{remove} fi")
     # before the paths: a PATH or PYTHONPATH of the user's is extended, not a replacement
     lines += [f"export {name}={shlex.quote(value)}" for name, value in (*site.env, *component.env)]
     if site.python_path:
