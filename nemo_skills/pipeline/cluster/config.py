@@ -59,6 +59,8 @@ class ClusterConfig:
 
     name: str = "none"
     """Name the config was found by; shown in messages."""
+    path: str | None = None
+    """File that it was read from."""
     executor: str = "none"
     """`none`: processes of this machine; `local`: the Docker engine of this machine; `slurm`."""
     containers: Mapping[str, Container] = field(default_factory=dict)
@@ -179,7 +181,7 @@ def parse_cluster_config(path: Path) -> ClusterConfig:
         raise UserError(f"{path}{line}: not valid YAML: {getattr(err, 'problem', err)}") from err
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}")
-    values: dict[str, Any] = {"name": path.stem}
+    values: dict[str, Any] = {"name": path.stem, "path": str(path.absolute())}
     problems = []
     for key, value in raw.items():
         if key not in _CONVERTERS:

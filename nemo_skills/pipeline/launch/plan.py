@@ -55,6 +55,10 @@ class Job:
     """Names of jobs of the same plan that must succeed first."""
     continues: str | None = None
     """Name of the job of the same plan that this one continues if that ran out of time."""
+    after_ids: tuple[str, ...] = ()
+    """Slurm's ids of jobs of other plans that must succeed first."""
+    writes: tuple[str, ...] = ()
+    """Files that it writes, as jobs see them; no job of another plan may do so at the same time."""
 
     @property
     def node_groups(self) -> tuple[tuple[Component, ...], ...]:
@@ -103,6 +107,10 @@ class Plan:
         """Return where a component's output goes."""
         return str(PurePosixPath(self.log_dir) / f"{job.name}-{component.name}.log")
 
+    def batch_log_path(self, job: Job) -> str:
+        """Return where the output of a job's Slurm batch script goes."""
+        return str(PurePosixPath(self.log_dir) / f"{job.name}-sbatch.log")
+
 
 def shell(line: str | None) -> tuple[Argv, ...]:
     """Return the commands that run a line of shell: one, or none where there is no line."""
@@ -117,7 +125,9 @@ def chain(jobs: Sequence[Job], more: int) -> tuple[Job, ...]:
     chained = []
     for job in jobs:
         first = replace(job, after=tuple(last[name] for name in job.after))
-        parts = [replace(job, name=f"{job.name}-part{i}", after=()) for i in range(2, more + 2)]
+        parts = [
+            replace(job, name=f"{job.name}-part{i}", after=(), after_ids=()) for i in range(2, more + 2)
+        ]
         before = [first, *parts]
         chained += [first, *(replace(p, continues=b.name) for p, b in zip(parts, before, strict=False))]
     return tuple(chained)

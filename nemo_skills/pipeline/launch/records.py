@@ -4,12 +4,23 @@ import dataclasses
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.pipeline.launch.layout import host_path
+from nemo_skills.pipeline.launch.owner import this_process
+from nemo_skills.pipeline.launch.plan import Job, Plan
 
-RUNNING, SUCCEEDED, FAILED, SUBMITTED = "running", "succeeded", "failed", "submitted"
+RUNNING, SUCCEEDED, FAILED, CANCELLED = "running", "succeeded", "failed", "cancelled"
+SUBMITTED = "submitted"
+STATE_FILE = "state"
+"""In the folder of a job: a word for how far it is."""
+ENDED_FILE = "ended"
+"""Beside it, once the job has ended: its exit code, and how many seconds it ran."""
+BATCH_LOG = "sbatch"
+"""What the log of a Slurm batch script is called among the logs of a job's components."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +31,8 @@ class JobRecord:
     log: str
     """Log of its main, as a path where the job ran."""
     slurm_id: str | None = None
+    logs: Mapping[str, str] = field(default_factory=dict)
+    """Component to its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +42,37 @@ class Record:
     expname: str
     id: str
     cluster: str
-    """Name or path by which `--cluster` found the config."""
+    """Name of the cluster config."""
     executor: str
     log_dir: str
     state: str
     """Of experiments that the wrapper waits for; `submitted` where Slurm knows more."""
     jobs: tuple[JobRecord, ...]
     exp_dir: str | None = None
-    """The experiment's folder on a cluster."""
+    """The experiment's folder, where its jobs run: it has a folder for each of them."""
     code_dir: str | None = None
     """The packaged code on a cluster."""
+    config: str | None = None
+    """Path of the cluster config; None where there was none."""
+    owner: str = ""
+    """Mark of the process that waits for the experiment, or submitted it."""
+
+    @classmethod
+    def of(
+        cls, plan: Plan, experiment_id: str, *, state: str, slurm_ids: Mapping[str, str] | None = None
+    ) -> "Record":
+        """Return the record of a plan that this process launches; `slurm_ids` are those of its jobs."""
+        return cls(
+            expname=plan.expname,
+            id=experiment_id,
+            cluster=plan.cluster.name,
+            executor=plan.cluster.executor,
+            log_dir=_log_path(plan, plan.log_dir),
+            state=state,
+            jobs=tuple(_job_record(plan, job, (slurm_ids or {}).get(job.name)) for job in plan.jobs),
+            config=plan.cluster.path,
+            owner=this_process(),
+        )
 
     @property
     def folder(self) -> Path:
@@ -82,8 +116,12 @@ def latest(expname: str) -> Record:
         raise UserError(
             f"no experiment '{expname}' was launched from this machine.{did_you_mean(expname, known)}"
         )
-    raw = json.loads(paths[-1].read_text(encoding="utf-8"))
-    return Record(**(raw | {"jobs": tuple(JobRecord(**job) for job in raw["jobs"])}))
+    return _read(paths[-1])
+
+
+def all_records() -> Iterator[Record]:
+    """Return the record of everything that was launched from this machine."""
+    return map(_read, sorted(_records_dir().glob("*/*.json")))
 
 
 def require_success(expnames: tuple[str, ...]) -> None:
@@ -99,6 +137,24 @@ def require_success(expnames: tuple[str, ...]) -> None:
                 f"--run_after: experiment '{expname}' has not succeeded (state: {record.state});"
                 f" logs: {record.log_dir}"
             )
+
+
+def _job_record(plan: Plan, job: Job, slurm_id: str | None) -> JobRecord:
+    logs = {c.name: _log_path(plan, plan.log_path(job, c)) for c in job.components}
+    if slurm_id is not None:
+        logs[BATCH_LOG] = _log_path(plan, plan.batch_log_path(job))
+    return JobRecord(name=job.name, log=logs[job.main.name], slurm_id=slurm_id, logs=logs)
+
+
+def _log_path(plan: Plan, path: str) -> str:
+    on_host = host_path(plan.cluster, path)
+    # who asks for a log later may stand in another folder
+    return on_host if plan.cluster.executor == "slurm" else str(Path(on_host).absolute())
+
+
+def _read(path: Path) -> Record:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Record(**(raw | {"jobs": tuple(JobRecord(**job) for job in raw["jobs"])}))
 
 
 def _records_dir() -> Path:

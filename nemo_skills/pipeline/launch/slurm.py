@@ -16,7 +16,15 @@ from nemo_skills.pipeline.cluster.tunnel import LocalTunnel, ShellTunnel, assign
 from nemo_skills.pipeline.launch.layout import SECRETS_FILE, Layout, host_path
 from nemo_skills.pipeline.launch.packaging import CodePackage, build_package, extract_script
 from nemo_skills.pipeline.launch.plan import Job, Plan
-from nemo_skills.pipeline.launch.records import SUBMITTED, JobRecord, Record, latest, nemorun_home, new_id
+from nemo_skills.pipeline.launch.records import (
+    STATE_FILE,
+    SUBMITTED,
+    JobRecord,
+    Record,
+    latest,
+    nemorun_home,
+    new_id,
+)
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob
 from nemo_skills.pipeline.launch.slurm_script import SlurmJob, render_job
 from nemo_skills.pipeline.launch.slurm_state import Outcome, query_script, read_answer
@@ -88,22 +96,8 @@ def submit(plan: Plan) -> Record:
         _prepare(tunnel, plan, layout, package)
         before = _dependencies(tunnel, plan)
         ids = _queue(tunnel, plan, layout, env, before)
-    record = Record(
-        expname=plan.expname,
-        id=record_id,
-        cluster=cluster.name,
-        executor=cluster.executor,
-        log_dir=plan.log_dir,
-        state=SUBMITTED,
-        jobs=tuple(
-            JobRecord(
-                name=job.name, log=host_path(cluster, plan.log_path(job, job.main)), slurm_id=ids[job.name]
-            )
-            for job in plan.jobs
-        ),
-        exp_dir=layout.exp_dir,
-        code_dir=layout.code_dir,
-    )
+    record = Record.of(plan, record_id, state=SUBMITTED, slurm_ids=ids)
+    record = dataclasses.replace(record, exp_dir=layout.exp_dir, code_dir=layout.code_dir)
     record.save()
     LOG.info("queued %s: %s", plan.expname, ", ".join(f"{j.name} ({j.slurm_id})" for j in record.jobs))
     return record
@@ -135,7 +129,7 @@ def existing(cluster: ClusterConfig, paths: Sequence[str]) -> frozenset[str]:
 
 def state_file(record: Record, job: JobRecord) -> str:
     """Return the file in which a job's batch script says how it ended."""
-    return str(PurePosixPath(record.exp_dir or "") / job.name / "state")
+    return str(PurePosixPath(record.exp_dir or "") / job.name / STATE_FILE)
 
 
 def _prepare(tunnel: ShellTunnel, plan: Plan, layout: Layout, package: CodePackage) -> None:
