@@ -49,6 +49,7 @@ class Client:
         self._urls = {id(s): URL(s.endpoint.base_url + requests.path) for s in pool.states}
         self._session: aiohttp.ClientSession | None = None
         self.retries = 0
+        self.last_error = ""
         self.in_flight = 0
 
     async def __aenter__(self) -> Self:
@@ -92,10 +93,11 @@ class Client:
             except RequestError as error:
                 self._stop_if_hopeless(error, state)
                 wait = self._next_wait(attempts, error)
+                self.retries += 1
+                self.last_error = str(error)
             finally:
                 state.in_flight -= 1
                 self.in_flight -= 1
-            self.retries += 1
             await asyncio.sleep(wait)
 
     async def _attempt(self, state: EndpointState, body: bytes) -> Answer:
@@ -130,9 +132,9 @@ class Client:
             return attempts.next_wait(error)
         except RowFailedError as failed:
             silent_for = self._pool.silent_for()
-            if failed.kind is Kind.connection and silent_for >= max(
-                _SILENCE_S, self._settings.retry.budget_s
-            ):
+            # not only this row's requests went nowhere: nobody got an answer in all that time
+            hopeless = silent_for >= max(_SILENCE_S, attempts.trying_for())
+            if failed.kind is Kind.connection and hopeless:
                 raise RunStoppedError(
                     f"No server has answered for {silent_for:.0f} s; last error: {error}"
                 ) from None

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Journal, iter_lines, parse_row
+from nemo_skills.core.jsonl import Journal, disk_errors, iter_lines, parse_row
 from nemo_skills.core.log import get_logger
 from nemo_skills.inference.client import Client, ClientSettings
 from nemo_skills.inference.config import GenerateConfig
@@ -135,7 +135,8 @@ class Generation:
             self.complete = True
             journal.remove()
             return
-        self.paths.done.unlink(missing_ok=True)
+        with disk_errors(self.paths.done):
+            self.paths.done.unlink(missing_ok=True)
         if not config.skip_filled:
             journal.clear()
         elif self.paths.output.exists() and journal.empty:

@@ -32,6 +32,9 @@ class Counts:
     finished: int = 0
     failed: int = 0
     tokens: int = 0
+    retries: int = 0
+    last_error: str = ""
+    """Why the last request was tried again."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -74,6 +77,7 @@ class LogDisplay:
     def __init__(self) -> None:
         self._rates = Rates()
         self._next = time.monotonic() + _FIRST_LINE_S
+        self._retries = 0
 
     def show(self, counts: Counts) -> None:
         """Log a line when it is time for one."""
@@ -87,6 +91,11 @@ class LogDisplay:
             "%d of %d rows (%.0f%%)%s, %.1f rows/s, %.0f tokens/s, %s left",
             *(done, counts.total, 100 * done / max(counts.total, 1), failed, rows, tokens, _duration(left)),
         )
+        if counts.retries > self._retries:
+            fresh, self._retries = counts.retries - self._retries, counts.retries
+            _log.warning(
+                "%d requests had to be tried again, the last one after: %s", fresh, counts.last_error
+            )
 
     def close(self) -> None:
         """Nothing to clean up."""
@@ -115,7 +124,8 @@ class BarDisplay:
         """Redraw."""
         rows, tokens, left = self._rates.update(counts)
         failed = f" [red]{counts.failed} failed[/red]" if counts.failed else ""
-        numbers = f"{rows:.1f} rows/s · {tokens:.0f} tokens/s · {_duration(left)} left{failed}"
+        retries = f" [yellow]{counts.retries} retries[/yellow]" if counts.retries else ""
+        numbers = f"{rows:.1f} rows/s · {tokens:.0f} tokens/s · {_duration(left)} left{failed}{retries}"
         done = counts.resumed + counts.finished
         self._progress.update(self._task, total=counts.total, completed=done, numbers=numbers)
 

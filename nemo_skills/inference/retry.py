@@ -130,6 +130,10 @@ class Attempts:
     count: int = 0
     first_failure: float | None = field(default=None)
 
+    def trying_for(self) -> float:
+        """Return for how many seconds all attempts have failed."""
+        return 0.0 if self.first_failure is None else time.monotonic() - self.first_failure
+
     def next_wait(self, error: RequestError) -> float:
         """Return how long to wait before trying again.
 

@@ -45,14 +45,14 @@ class Run:
         """
         workers = min(self.config.max_concurrent_requests, self.counts.total)
         display = make_display()
-        background = [self._keep_journal(), keep_showing(display, self._current_counts)]
+        background = [self._keep_journal(), keep_showing(display, lambda: self._current(client))]
         folder = run_folder()
         if not self.config.server.addresses and folder is not None:
             background.append(stop_when_servers_end(folder))
         try:
             await _until_done([self._work(client, rows) for _ in range(workers)], background)
         finally:
-            display.show(self._current_counts())
+            display.show(self._current(client))
             display.close()
 
     async def _work(self, client: Client, rows: Iterator[Work]) -> None:
@@ -66,8 +66,9 @@ class Run:
             self.counts.finished += 1
             self.counts.tokens += solved.num_tokens
 
-    def _current_counts(self) -> Counts:
+    def _current(self, client: Client) -> Counts:
         self.counts.resumed = self.journal.done - self.counts.finished
+        self.counts.retries, self.counts.last_error = client.retries, client.last_error
         return self.counts
 
     def _fail(self, work: Work, error: RowFailedError) -> None:

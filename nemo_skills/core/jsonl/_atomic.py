@@ -18,6 +18,7 @@ _REASONS = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is not a folder",
+    errno.EEXIST: "a part of the path is not a folder",
     errno.EISDIR: "it is a folder",
     errno.EIO: "the disk reported an error",
 }

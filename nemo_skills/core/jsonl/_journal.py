@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import orjson
+
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl._atomic import atomic_output, disk_errors, sync_folder
 from nemo_skills.core.log import get_logger
@@ -58,6 +60,7 @@ class Journal:
         self._end = 0
         self._pending = bytearray()
         self._unsynced = False
+        self._removed = False
         self._offsets = array("q")
         self._row_checks = array("I")
         self._expected = bytearray()
@@ -183,8 +186,11 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the journal; the lock goes with `close`."""
-        self.path.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+        if not self._removed:  # a second time, the file of that name could be somebody else's
+            self._removed = True
+            with disk_errors(self.path):
+                self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Write what is pending and release the lock."""
@@ -254,8 +260,11 @@ class Journal:
 
     def _refuse_foreign(self, good_end: int) -> None:
         """Never truncate a file that some other program wrote."""
-        start = os.pread(self._descriptor, len(_CHECK_HEAD), 0)
-        if good_end == 0 and not _CHECK_HEAD.startswith(start) and start.strip(b"\0"):
+        line, newline, _ = os.pread(self._descriptor, _READ_BUFFER, 0).partition(b"\n")
+        if good_end or not newline or line.startswith(_CHECK_HEAD):
+            return
+        with suppress(orjson.JSONDecodeError):
+            orjson.loads(line)
             raise UserError(f"{self.path} was not written by this program; move it away first.")
 
 
