@@ -177,8 +177,8 @@ def _mount_option(mount: Mount) -> str:
     """Return the value of `--mount`, which unlike `--volume` never creates a folder; a line of CSV."""
     fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([*fields, "readonly"] if mount.read_only else fields)
-    return line.getvalue()
+    csv.writer(line).writerow([*fields, "readonly"] if mount.read_only else fields)
+    return line.getvalue().removesuffix("\r\n")
 
 
 def _gpu_options(job: Job, component: Component, engine: Engine) -> list[str]:
