@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
 
-from nemo_skills.inference.server import launch
+from nemo_skills.inference.server import announce, family, launch
 from nemo_skills.inference.server.published import read_published
 
 LAUNCHER = Path(launch.__file__)
@@ -99,10 +101,11 @@ def start(weird_tmp_path: Path) -> Iterator[Callable[..., Launched]]:
         one.end()
 
 
-def test_needs_only_an_old_python_and_its_standard_library() -> None:
-    tree = ast.parse(LAUNCHER.read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("module", [launch, announce, family])
+def test_needs_only_an_old_python_and_its_standard_library(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text(), feature_version=(3, 8))
     imported = {
-        name.split(".")[0]
+        name
         for node in ast.walk(tree)
         for name in (
             [alias.name for alias in node.names]
@@ -112,7 +115,17 @@ def test_needs_only_an_old_python_and_its_standard_library() -> None:
             else []
         )
     }
-    assert imported <= set(sys.stdlib_module_names)
+    own = {f"nemo_skills.inference.server.{name}" for name in ("announce", "family")}
+    assert {name.split(".")[0] for name in imported - own} <= set(sys.stdlib_module_names)
+
+
+def test_runs_by_its_path_where_the_package_is_not_installed(weird_tmp_path: Path) -> None:
+    folder = weird_tmp_path / "code/nemo_skills/inference/server"
+    folder.mkdir(parents=True)
+    for module in (launch, announce, family):
+        shutil.copy(str(module.__file__), folder)
+    command = [sys.executable, "-I", "-S", str(folder / "launch.py"), "--", "python", "-c", "print('ran')"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=20).stdout == "ran\n"
 
 
 def test_publishes_where_the_server_is_and_when_it_ends(start: Callable[..., Launched]) -> None:
@@ -281,7 +294,8 @@ def test_ports_are_reserved_probed_and_let_go() -> None:
 )
 def test_placeholders(args: list[str], host: str) -> None:
     options = launch.parse([*args, "--", "serve", "--at={host}:{port}", "--", "{x}"])
-    assert launch.command(options, 123) == ["serve", f"--at={host}:123", "--", "{x}"]
+    values = launch.placeholders(options, 123, "here", announce.Meeting("there", 45))
+    assert launch.command(options, values) == ["serve", f"--at={host}:123", "--", "{x}"]
 
 
 def test_an_address_for_other_nodes() -> None:

@@ -6,53 +6,47 @@ Needs nothing but the standard library of Python 3.8, and runs by file path in a
 
 `$NS_RUN_DIR/server-<index>.json` tells clients the address and, later, that the server has ended. The server
 ends with the launcher, however the launcher ends, and takes all its children with it.
+
+A server that spans nodes has a launcher in each of its Slurm tasks (`--tasks`). The first one answers
+requests and says in `$NS_RUN_DIR/head-<index>.json` where the others find it; when one ends, all fail.
+
+Placeholders: `{host}` to listen on, `{port}`, `{address}` of this node, `{head}` and `{head_port}` where the
+processes of a server meet, `{node_rank}`, `{python}`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+if __name__ == "__main__":  # run by its path: this package need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from nemo_skills.inference.server.announce import Meeting, Publication
+from nemo_skills.inference.server.family import POLL_S, Family, Guard, Stop, die_with_launcher
 
 PORTS = range(20000, 32000)
 """Below Linux's range for outgoing connections, which would take a port between our probe and the server."""
 GRACE_S = 8.0
 """Between SIGTERM and SIGKILL; less than the 10 seconds after which job supervisors kill the launcher."""
-_GUARD_GRACE_S = 3.0
-_PR_SET_PDEATHSIG = 1
-_POLL_S = 0.05
 _ATTEMPTS = 5
+_MEETING_POLL_S = 0.2
+_KILLED = 128 + signal.SIGKILL
 _LOOPBACK = "127.0.0.1"
 _ANY = "0.0.0.0"  # noqa: S104
-
-
-class Stop:
-    """Remembers that somebody asked for the end, or that the launcher's parent is gone."""
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._parent = os.getppid()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, self._handle)
-
-    def _handle(self, _signum: int, _frame: object) -> None:
-        self._requested = True
-
-    def __bool__(self) -> bool:
-        # polled, not PR_SET_PDEATHSIG: that fires when the *thread* that started us ends
-        return self._requested or os.getppid() != self._parent
 
 
 class Reservation:
@@ -112,210 +106,142 @@ def advertised_host(choice: str) -> str:
     return _LOOPBACK
 
 
-class Publication:
-    """The server's entry in the run folder; without a run folder, nothing."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        folder = os.environ.get("NS_RUN_DIR")
-        self._path = Path(folder) / f"server-{options.index}.json" if folder else None
-        self._entry: dict[str, object] = {
-            "name": options.name,
-            "index": options.index,
-            "count": options.count,
-            "model": options.model,
-            "ready_path": options.ready_path,
-            "host": advertised_host(options.advertise),
-            "port": None,
-            "log": os.environ.get("NS_SERVER_LOG"),
-        }
-
-    def write(self, **state: object) -> None:
-        """Replace the entry atomically: readers see the old or the new one, never half of it."""
-        self._entry.update(state)
-        if self._path is None:
-            return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(self._entry, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-
-
-class Family:
-    """The server and all that it started."""
-
-    def __init__(self, session: int | None, mark: bytes) -> None:
-        self._session = session
-        self._mark = mark
-
-    def members(self) -> list[int]:
-        """Return the living members.
-
-        Some leave the session, and some overwrite their environment with a process title: look for both.
-        """
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            if int(folder.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):
-                state, _parent, group, session = (
-                    (folder / "stat").read_bytes().rpartition(b")")[2].split()[:4]
-                )
-                if state in (b"Z", b"X"):
-                    continue
-                in_session = self._session in (int(group), int(session))
-                if in_session or self._mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-        return found
-
-    def end(self, grace: float, reap: Callable[[], object] = lambda: None) -> None:
-        """Ask all members to end; after `grace` seconds make them."""
-        self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while time.monotonic() < deadline:
-            reap()
-            if not self._alive():
-                return
-            time.sleep(_POLL_S)
-        self._signal(signal.SIGKILL)
-
-    def _alive(self) -> bool:
-        if Path("/proc/self").exists():
-            return bool(self.members())
-        with contextlib.suppress(OSError):
-            self._signal_session(0)
-            return True
-        return False
-
-    def _signal_session(self, signum: int) -> None:
-        if self._session is not None:
-            os.killpg(self._session, signum)
-
-    def _signal(self, signum: int) -> None:
-        members = self.members()
-        with contextlib.suppress(OSError):
-            self._signal_session(signum)
-        for pid in members:
-            with contextlib.suppress(OSError):
-                if os.getpgid(pid) != self._session:
-                    os.kill(pid, signum)
-
-
-class Guard:
-    """A process that ends the server's family when the launcher is killed outright.
-
-    The kernel's parent-death signal reaches the server alone; its workers are the guard's job.
-    """
-
-    def __init__(self, mark: bytes, publication: Publication) -> None:
-        reading, self._writing = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._writing)
-            self._watch(reading, mark, publication)
-        os.close(reading)
-
-    @staticmethod
-    def _watch(reading: int, mark: bytes, publication: Publication) -> None:
-        os.setsid()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
-        with os.fdopen(reading) as pipe:
-            told = pipe.read().split()  # until the launcher closes its end, which death does too
-        if told[-1:] != ["done"]:
-            with contextlib.suppress(OSError):
-                publication.write(state="exited", exit_code=128 + signal.SIGKILL)
-            Family(int(told[-1]) if told else None, mark).end(_GUARD_GRACE_S)
-        os._exit(0)
-
-    def tell(self, session: int) -> None:
-        """Say which session to end."""
-        os.write(self._writing, b"%d\n" % session)
-
-    def dismiss(self) -> None:
-        """Let the guard go: the family has been taken care of."""
-        os.write(self._writing, b"done\n")
-        os.close(self._writing)
-        os.waitpid(self._pid, 0)
-
-
-def _die_with_launcher() -> Callable[[], None] | None:
-    """Return what a child runs before its exec, so that the kernel kills it when the launcher is gone."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    launcher = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it died before the call above
-            os._exit(1)
-
-    return in_child
-
-
 class Launcher:
-    """Runs the server until it ends or somebody asks for the end."""
+    """Runs the server, or this process's part of it, until it ends or somebody asks for the end."""
 
-    def __init__(self, options: argparse.Namespace, publication: Publication) -> None:
+    def __init__(self, options: argparse.Namespace, publication: Publication, host: str) -> None:
         launch_id = uuid.uuid4().hex
         self._options = options
         self._publication = publication
+        self._host = host
+        self._rank = rank_of(options)
+        self._together = options.tasks > 1
+        self._reserved_to_meet: Reservation | None = None
         self._stop = Stop()
         self._mark = f"NS_LAUNCH_ID={launch_id}".encode()
         self._env = dict(os.environ, NS_LAUNCH_ID=launch_id)
-        for name, _, value in (pair.partition("=") for pair in options.env):
-            self._env.setdefault(name, value)
+        gpus = own_gpus(options, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if gpus is not None:
+            self._env["CUDA_VISIBLE_DEVICES"] = gpus
 
     def run(self) -> int:
         """Return the server's exit code."""
-        guard = Guard(self._mark, self._publication)
+        guard = Guard(self._mark, lambda: self._publication.write(state="exited", exit_code=_KILLED))
+        meeting = self._meet() if self._together else Meeting(self._host, 0)
+        code = self._run_on_some_port(guard, meeting) if meeting else 1
+        guard.dismiss()  # not after an exception: then the guard has work to do
+        # the others cannot go on alone, and Slurm ends them only when this process fails
+        return code or int(self._together and not self._stop)
+
+    def _meet(self) -> Meeting | None:
+        """Find out where the processes of this server meet; None when asked to end meanwhile."""
+        if self._rank == 0:
+            self._reserved_to_meet = Reservation()
+            meeting = Meeting(self._host, self._reserved_to_meet.port)
+            meeting.announce(self._options.index)
+            return meeting
+        return Meeting.await_announced(self._options.index, self._pause)
+
+    def _pause(self) -> bool:
+        time.sleep(_MEETING_POLL_S)
+        return not self._stop
+
+    def _run_on_some_port(self, guard: Guard, meeting: Meeting) -> int:
         tried: list[int] = []
         while True:
             reserved = Reservation(tried)
             tried.append(reserved.port)
-            code, lost_port = self._run_once(reserved.port, guard)
+            code, lost_port = self._run_once(reserved.port, meeting, guard)
             reserved.release()
-            if not lost_port or self._stop or len(tried) == _ATTEMPTS:
-                break
+            # one process that starts anew would not find the others as it left them
+            if not lost_port or self._stop or self._together or len(tried) == _ATTEMPTS:
+                return code
             _say(f"port {reserved.port} was taken meanwhile; trying another")
-        guard.dismiss()  # not after an exception: then the guard has work to do
-        return code
 
-    def _run_once(self, port: int, guard: Guard) -> tuple[int, bool]:
+    def _run_once(self, port: int, meeting: Meeting, guard: Guard) -> tuple[int, bool]:
         """Return the exit code, and whether the server ended because a stranger has its port."""
         options = self._options
-        argv = command(options, port)
+        values = placeholders(options, port, self._host, meeting)
+        argv = command(options, values)
         log_start = _log_size()
         started = time.monotonic()
         try:
             child = subprocess.Popen(
                 argv,
-                env=self._env,
+                env={**environment(options, values), **self._env},
                 start_new_session=True,
-                preexec_fn=_die_with_launcher(),  # noqa: PLW1509  # the launcher has no threads
+                preexec_fn=die_with_launcher(),  # noqa: PLW1509  # the launcher has no threads
             )
         except OSError as err:
             _say(f"cannot start {argv[0]}: {err.strerror}")
             return 127, False
         guard.tell(child.pid)
         self._publication.write(state="starting", port=port, pid=child.pid, exit_code=None)
-        _say(f"{options.name} starts on port {port}, process {child.pid}")
+        _say(f"{self.title} starts on port {port}, process {child.pid}")
         while child.poll() is None and not self._stop:
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         quick = time.monotonic() - started < options.port_conflict_within
         Family(child.pid, self._mark).end(options.grace, reap=child.poll)
         code = child.wait()
         lost = quick and code != 0 and not self._stop and (port_taken(port) or _blames_port(log_start))
         return (128 - code if code < 0 else code), lost
 
+    @property
+    def title(self) -> str:
+        """What messages call this process."""
+        part = f" (process {self._rank} of {self._options.tasks})" if self._together else ""
+        return f"{self._options.name}{part}"
 
-def command(options: argparse.Namespace, port: int) -> list[str]:
-    """Return the server's argv with its placeholders filled."""
-    host = options.bind or (_LOOPBACK if options.advertise == _LOOPBACK else _ANY)
-    words = [word.replace("{port}", str(port)).replace("{host}", host) for word in options.command]
-    return [sys.executable if words[0] == "python" else words[0], *words[1:]]
+
+def rank_of(options: argparse.Namespace) -> int:
+    """Return which of the server's processes this is; Slurm numbers them node after node."""
+    return int(os.environ.get("SLURM_PROCID", "0")) if options.tasks > 1 else 0
+
+
+def own_gpus(options: argparse.Namespace, visible: str | None) -> str | None:
+    """Return this server's share of the GPUs that it and the job's other servers see; None: all."""
+    if options.count == 1 or not options.gpus:
+        return None
+    wanted = options.count * options.gpus
+    devices = [str(n) for n in range(wanted)] if visible is None else [d for d in visible.split(",") if d]
+    if len(devices) == options.gpus:  # a container that has been given its own
+        return None
+    if len(devices) < wanted:
+        sys.exit(f"launch: the servers need {wanted} GPUs, but CUDA_VISIBLE_DEVICES is '{visible}'")
+    first = options.index * options.gpus
+    return ",".join(devices[first : first + options.gpus])
+
+
+def placeholders(options: argparse.Namespace, port: int, host: str, meeting: Meeting) -> dict[str, str]:
+    """Return what stands for the placeholders of commands and variables."""
+    bind = options.bind or (_LOOPBACK if options.advertise == _LOOPBACK else _ANY)
+    return {
+        "host": bind,
+        "port": str(port),
+        "python": sys.executable,
+        "address": host,
+        "head": meeting.host,
+        "head_port": str(meeting.port),
+        "node_rank": str(rank_of(options)),
+    }
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Replace `{name}` by its value; other braces stay."""
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+
+
+def command(options: argparse.Namespace, values: Mapping[str, str]) -> list[str]:
+    """Return the argv of this process with its placeholders filled."""
+    words = options.worker if options.worker and rank_of(options) else options.command
+    program = sys.executable if words[0] == "python" else fill(words[0], values)
+    return [program, *(fill(word, values) for word in words[1:])]
+
+
+def environment(options: argparse.Namespace, values: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the server gets where the job does not set them."""
+    pairs = (pair.partition("=") for pair in options.env)
+    return {name: fill(value, values) for name, _, value in pairs}
 
 
 def _log_size() -> int:
@@ -351,6 +277,9 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     add("--advertise", default=_LOOPBACK, help="published host; 'auto': this node's address")
     add("--bind", help="address to listen on; default: all, or loopback if that is published")
     add("--env", action="append", default=[], help="NAME=VALUE for the server, unless set")
+    add("--gpus", type=int, default=0, help="GPUs of each of --count servers that share those they see")
+    add("--tasks", type=int, default=1, help="how many processes Slurm starts together for this server")
+    add("--worker", type=json.loads, help="JSON list: the command of all those processes but the first")
     add("--grace", type=float, default=GRACE_S, help="seconds between SIGTERM and SIGKILL")
     add(
         "--port-conflict-within",
@@ -358,7 +287,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
         default=300.0,
         help="a server that lost its port and ends within so many seconds is started on another port",
     )
-    add("command", nargs="+", help="after --: the server's command, with {host} and {port}")
+    add("command", nargs="+", help="after --: the server's command, with {placeholders}")
     words = sys.argv[1:] if args is None else args
     if "--" not in words:
         parser.error("the server's command is missing; it follows --")
@@ -372,16 +301,18 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> int:
     """Launch a server and return its exit code."""
     options = parse(args)
-    publication = Publication(options)
+    host = advertised_host(options.advertise)
+    publication = Publication(options, host, rank=rank_of(options))
+    launcher = Launcher(options, publication, host)
     code = 1
     try:
-        code = Launcher(options, publication).run()
+        code = launcher.run()
     except OSError as err:  # a full disk, no more processes; the guard ends what has been started
-        _say(f"cannot launch {options.name}: {err}")
+        _say(f"cannot launch {launcher.title}: {err}")
     finally:
         with contextlib.suppress(OSError):
             publication.write(state="exited", exit_code=code)
-    _say(f"{options.name} ended with exit code {code}")
+    _say(f"{launcher.title} ended with exit code {code}")
     return code
 
 
