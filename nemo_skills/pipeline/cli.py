@@ -18,7 +18,10 @@ from nemo_skills.pipeline.tokens import HELP_FLAGS, sort_words
 from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_arguments
 
 if TYPE_CHECKING:
+    from nemo_skills.pipeline.cancel import cancel
     from nemo_skills.pipeline.generate import generate
+    from nemo_skills.pipeline.logs import logs
+    from nemo_skills.pipeline.status import status
 
 
 class CommandEntry(NamedTuple):
@@ -32,9 +35,22 @@ COMMANDS = {
     "generate": CommandEntry(
         "nemo_skills.pipeline.generate:generate", "Let a model answer every row of a JSONL file."
     ),
+    "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
+    "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
+    "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
 }
 
-__all__ = ["COMMANDS", "Context", "app", "generate", "main", "wrap_arguments"]
+__all__ = [
+    "COMMANDS",
+    "Context",
+    "app",
+    "cancel",
+    "generate",
+    "logs",
+    "main",
+    "status",
+    "wrap_arguments",
+]
 
 
 def load_command(name: str) -> AnyWrapper:

@@ -53,7 +53,7 @@ def show_command(name: str, wrapper: AnyWrapper) -> None:
         Section(panel, [_row(option) for option in options])
         for panel, options in groupby(wrapper.options.values(), key=lambda option: option.panel)
     ]
-    places = [o.place if o.required else f"[{o.place}]" for o in wrapper.options.values() if o.place]
+    places = [_place(option) for option in wrapper.options.values() if option.place]
     usage = " ".join(["ns", name, *places, "[--option=value]...", _TAKES[wrapper.rest]]).rstrip()
     show(usage, about, [*sections, Section("Help", [HELP_ROW])])
 
@@ -92,6 +92,11 @@ def _row(option: Option) -> Row:
     else:
         note = f"default: {option.default}"
     return Row(f"--{option.name}", option.metavar, option.help, note)
+
+
+def _place(option: Option) -> str:
+    place = option.place if option.required else f"[{option.place}]"
+    return f"{place}..." if option.is_list else place
 
 
 def _paragraphs(docstring: str) -> list[str]:

@@ -13,7 +13,7 @@ class WhereOptions:
     """Cluster."""
 
     cluster: str | None = option(
-        None, "Name of a cluster config, or the path of one. Without it the job runs on this machine."
+        None, "Name of a cluster config, or the path of one. Jobs without a cluster run on this machine."
     )
     config_dir: str | None = option(
         None,
@@ -120,3 +120,32 @@ class ResourceOptions:
     num_gpus: int = option(0, "GPUs per node.", minimum=0)
     num_nodes: int = option(1, "Nodes.", minimum=1)
     num_tasks: int = option(1, "Processes per node. More than one process needs Slurm.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """Experiments."""
+
+    expnames: tuple[str, ...] = option(
+        (), "Names of experiments, as --expname gave them when they were launched.", place="EXPNAME"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """Output."""
+
+    format: str = option("table", "A table for people, or JSON for programs.", choices=("table", "json"))
+    all: bool = option(False, "List every experiment, not only the latest ones.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """Logs."""
+
+    job: str | None = option(None, "Name of one job of the experiment, where it has several.")
+    component: str | None = option(
+        None, "Whose log: main (the default), server, or on Slurm sbatch, the batch script's own."
+    )
+    lines: int = option(500, "How many of the last lines to show; 0 shows all.", minimum=0)
+    follow: bool = option(False, "Go on showing what comes, until the jobs have ended.")

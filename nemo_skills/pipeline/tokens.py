@@ -65,7 +65,7 @@ def _option_name(word: str) -> str:
 
 def _next_place(options: Mapping[str, Option], values: Mapping[str, object]) -> Option | None:
     """Return the first option that a word without a name can stand for."""
-    return next((o for o in options.values() if o.place and o.name not in values), None)
+    return next((o for o in options.values() if o.place and (o.is_list or o.name not in values)), None)
 
 
 def _value_of(word: str, options: Mapping[str, Option], rest: list[str]) -> str:

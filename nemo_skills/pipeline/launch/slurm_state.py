@@ -64,7 +64,7 @@ def read_answer(answer: str, ids: Iterable[str]) -> dict[str, JobState]:
     states = {i: _state(queue.get(i), accounting.get(i), files.get(i)) for i in ids}
     if read_problem(answer):
         # a job that has left no more than a start may well be running
-        states = {i: _UNKNOWN if state == _LOST else state for i, state in states.items()}
+        states = {i: _UNKNOWN if s in (_LOST, _NEVER_STARTED) else s for i, s in states.items()}
     return states
 
 
@@ -110,16 +110,19 @@ def _state(queue: list[str] | None, accounting: list[str] | None, left: tuple[st
             reason="stopped before its time limit" if near_limit else "",
             exit_code=_exit_code(accounting[4]),
         )
-    if left is not None and left[0] != "running":
+    if left is not None and left[0] not in ("queued", "running"):
         return left_behind(*left)
     if queue is not None:
         return JobState(state=queue[2], outcome=_outcome(queue[2]), elapsed=_elapsed(queue[3]))
     if left is not None:
-        return _LOST
+        return _LOST if left[0] == "running" else _NEVER_STARTED
     return _UNKNOWN
 
 
 _LOST = JobState(state="LOST", outcome=Outcome.FAILED, reason="it ended without a word")
+_NEVER_STARTED = JobState(
+    state="NOT_STARTED", outcome=Outcome.FAILED, reason="it left the queue without a start"
+)
 _UNKNOWN = JobState(state="UNKNOWN", outcome=Outcome.UNKNOWN)
 _WORDS = {"succeeded": "COMPLETED"}
 

@@ -204,6 +204,15 @@ def _signal_all(running: list[_Running], run_dir: str, signum: signal.Signals) -
                 os.kill(pid, signum)
 
 
+def end_leftovers(run_dir: str) -> None:
+    """End what is left of a job whose supervisor was killed outright."""
+    _signal_all([], run_dir, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while _members(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _signal_all([], run_dir, signal.SIGKILL)
+
+
 def _members(run_dir: str) -> list[int]:
     """Return the living processes of the job: those that inherited its `NS_RUN_DIR`.
 
