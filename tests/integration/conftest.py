@@ -1,12 +1,16 @@
-"""A login node without a cluster: quicker to have than `ssh_server`, which starts Slurm behind it."""
+"""A login node without a cluster, quicker to have than `ssh_server`, and a user of a Docker engine."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from nemo_skills.pipeline.cluster.ssh import SshTunnel
+from tests.integration.docker_jobs import DockerUser
+from tests.integration.processes import processes_naming
 from tests.services import sshd
+from tests.services.docker import DockerEngine
 from tests.services.process import missing_programs
 from tests.services.require import require
 from tests.services.sshd import SshServer
@@ -25,3 +29,18 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 def ssh(login: SshServer) -> Iterator[SshTunnel]:
     with SshTunnel(login.alias, config=login.config) as tunnel:
         yield tunnel
+
+
+@pytest.fixture
+def docker_user(
+    docker_engine: DockerEngine, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DockerUser]:
+    """Someone whose jobs leave neither containers nor clients behind."""
+    for name in ("DOCKER_HOST", "DOCKER_CONFIG"):
+        monkeypatch.setenv(name, docker_engine.env[name])
+    monkeypatch.setenv("NEMORUN_HOME", str(weird_tmp_path / "nemo run"))
+    user = DockerUser(docker_engine, weird_tmp_path)
+    monkeypatch.chdir(user.work_dir)
+    yield user
+    assert user.containers() == []
+    assert processes_naming("docker run", str(weird_tmp_path)) == {}

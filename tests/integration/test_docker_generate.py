@@ -9,7 +9,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,24 +16,13 @@ import pytest
 from tests.conftest import vllm_python
 from tests.integration.docker_jobs import DockerUser, python_mounts
 from tests.integration.generation import read_rows, wait_for, write_rows
-from tests.integration.processes import processes_naming
-from tests.services.docker import DockerEngine
 
 pytestmark = pytest.mark.service("docker")
 
 
 @pytest.fixture
-def user(
-    docker_engine: DockerEngine, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DockerUser]:
-    for name in ("DOCKER_HOST", "DOCKER_CONFIG"):
-        monkeypatch.setenv(name, docker_engine.env[name])
-    home = weird_tmp_path / "nemo run"
-    monkeypatch.setenv("NEMORUN_HOME", str(home))
-    user = DockerUser(docker_engine, weird_tmp_path)
-    yield user
-    assert user.containers() == []
-    assert processes_naming("docker run", weird_tmp_path.name) == {}
+def user(docker_user: DockerUser) -> DockerUser:
+    return docker_user
 
 
 def test_stub_rows_logs_and_done_files_are_on_the_host(user: DockerUser) -> None:

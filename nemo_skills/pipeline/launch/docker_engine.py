@@ -166,9 +166,9 @@ def _build(dockerfile: Path, tag: str) -> None:
     # Dockerfiles in a folder of that name copy the project around it
     context = folder.parent if folder.name == "dockerfiles" else folder
     LOG.info("building %s from %s", tag, dockerfile)
-    code, lines = _run_verbose(
-        ["docker", "build", "--network=host", f"--tag={tag}", f"--file={dockerfile}", str(context)]
-    )
+    # force-rm: else the container of a failed step stays
+    options = ["--force-rm", "--network=host", f"--tag={tag}", f"--file={dockerfile}"]
+    code, lines = _run_verbose(["docker", "build", *options, str(context)])
     if code:
         said = "".join(f"\n  | {line}" for line in lines)
         raise UserError(f"{dockerfile} cannot be built. The end of Docker's output:{said}")
