@@ -19,7 +19,7 @@ from nemo_skills.pipeline.options import (
     JobOptions,
     ServerOptions,
 )
-from nemo_skills.pipeline.servers.component import client_values, server_component
+from nemo_skills.pipeline.servers.component import client_values, server_components
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 LOG = get_logger(__name__)
@@ -163,10 +163,10 @@ def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv
 
 def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
     hooks = request.hooks
-    server = server_component(request.server, one_machine=request.cluster.executor != "slurm")
+    servers = server_components(request.server, one_machine=request.cluster.executor != "slurm")
     around = [*shell(hooks.preprocess_cmd), *commands, *shell(hooks.postprocess_cmd)]
     main = Component(name="main", commands=tuple(around), role=ROLE)
-    return Job(name=name, components=(main,) if server is None else (server, main))
+    return Job(name=name, components=(*servers, main))
 
 
 def _command(request: Request, part: Part) -> Argv:

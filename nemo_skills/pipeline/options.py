@@ -82,6 +82,9 @@ class ServerOptions:
     )
     server_gpus: int = option(0, "GPUs per node for a server that the job starts.", minimum=0)
     server_nodes: int = option(1, "Nodes for a server that the job starts.", minimum=1)
+    server_replicas: int = option(
+        1, "How many such servers share the work, on the same node and each with GPUs of its own.", minimum=1
+    )
     server_args: str = option("", "More arguments for the server, in one text, passed on word for word.")
 
 

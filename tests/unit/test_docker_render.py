@@ -14,7 +14,7 @@ from nemo_skills.pipeline.launch.docker import _mount_option, render_for
 from nemo_skills.pipeline.launch.docker_engine import Engine, image_name
 from nemo_skills.pipeline.launch.plan import PYTHON, Component, Job, Plan
 from nemo_skills.pipeline.options import ServerOptions
-from nemo_skills.pipeline.servers.component import server_component
+from nemo_skills.pipeline.servers.component import server_components
 from tests.golden_files import assert_golden
 
 CONTAINERS = {
@@ -41,8 +41,7 @@ SANDBOX = Component(name="sandbox", commands=((PYTHON, "-m", "sandbox"),), role=
 
 def _server(kind: str, gpus: int) -> Component:
     options = ServerOptions(server_type=kind, model="/hf_models/m", server_gpus=gpus)
-    component = server_component(options, one_machine=True)
-    assert component
+    [component] = server_components(options, one_machine=True)
     return component
 
 

@@ -33,6 +33,7 @@ class LocalProcess:
     script: str
     log: str
     is_main: bool
+    replica: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,13 @@ def run_local_job(spec: str) -> None:
         script = folder / f"{process['name']}.sh"
         script.write_text(process["script"], encoding="utf-8")
         processes.append(
-            Process(name=process["name"], script=script, log=Path(process["log"]), is_main=process["is_main"])
+            Process(
+                name=process["name"],
+                script=script,
+                log=Path(process["log"]),
+                is_main=process["is_main"],
+                replica=process["replica"],
+            )
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}
     with _state_kept(_job_folder(job["run_dir"])):

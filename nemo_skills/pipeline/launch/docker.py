@@ -146,6 +146,7 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
                 script=scripts[f"{c.name}.docker.sh"],
                 log=host_path(plan.cluster, plan.log_path(job, c)),
                 is_main=c is job.main,
+                replica=c.replica,
             )
             for c in job.components
         ),

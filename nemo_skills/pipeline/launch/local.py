@@ -32,7 +32,13 @@ def submit(plan: Plan) -> Record:
 
 def _local_job(plan: Plan, job: Job, record: Record) -> LocalJob:
     processes = tuple(
-        LocalProcess(name=c.name, script=_script(plan, c), log=plan.log_path(job, c), is_main=c is job.main)
+        LocalProcess(
+            name=c.name,
+            script=_script(plan, c),
+            log=plan.log_path(job, c),
+            is_main=c is job.main,
+            replica=c.replica,
+        )
         for c in job.components
     )
     return LocalJob(name=job.name, processes=processes, run_dir=str(record.folder / job.name / "run"))

@@ -43,11 +43,18 @@ class Component:
     """GPUs per node."""
     env: tuple[tuple[str, str], ...] = ()
     """Variables of this component only; never secrets."""
+    replica: bool = False
+    """Whether it is one of several that do the same: the job goes on while one of them lives."""
+    mpi: str | None = None
+    """Slurm's MPI plugin that connects its processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Components on one allocation. The first exit ends all; the main's exit code is the job's."""
+    """Components on one allocation. The first exit ends all; the main's exit code is the job's.
+
+    Only replicas may end before the others, as long as one of them is left.
+    """
 
     name: str
     components: tuple[Component, ...]
@@ -64,13 +71,15 @@ class Job:
     def node_groups(self) -> tuple[tuple[Component, ...], ...]:
         """Components by the nodes they share: each that asks for GPUs has its own, the others join the first.
 
-        One group means one ordinary allocation.
+        Replicas share theirs. One group means one ordinary allocation.
         """
-        with_gpus = [c for c in self.components if c.gpus]
+        replicas = tuple(c for c in self.components if c.gpus and c.replica)
+        alone = [(c,) for c in self.components if c.gpus and not c.replica]
+        with_gpus = [replicas, *alone] if replicas else alone
         if len(with_gpus) < 2:
             return (self.components,)
-        others = [c for c in self.components if not c.gpus]
-        return ((with_gpus[0], *others), *((c,) for c in with_gpus[1:]))
+        others = tuple(c for c in self.components if not c.gpus)
+        return ((*with_gpus[0], *others), *with_gpus[1:])
 
     @property
     def main(self) -> Component:
@@ -110,6 +119,11 @@ class Plan:
     def batch_log_path(self, job: Job) -> str:
         """Return where the output of a job's Slurm batch script goes."""
         return str(PurePosixPath(self.log_dir) / f"{job.name}-sbatch.log")
+
+
+def gpus_per_node(group: Sequence[Component]) -> int:
+    """Return how many GPUs components that share nodes need on each: replicas each have their own."""
+    return sum(c.gpus for c in group if c.replica) + max((c.gpus for c in group if not c.replica), default=0)
 
 
 def shell(line: str | None) -> tuple[Argv, ...]:

@@ -38,6 +38,8 @@ class Process:
     script: Path
     log: Path
     is_main: bool
+    replica: bool = False
+    """Whether the job goes on without it while another replica lives."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class _Running:
 def run_job(
     job_name: str, processes: list[Process], env: Mapping[str, str], *, clean_up: Sequence[str] = ()
 ) -> None:
-    """Run the processes until the first one ends, then end the others.
+    """Run the processes until the first one ends, or the last of several replicas; then end the others.
 
     `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
     `clean_up` is a command that ends what the processes may leave outside of the process table.
@@ -72,9 +74,7 @@ def run_job(
         try:
             for process in processes:
                 running.append(_start(process, env, exited))
-            first = exited.get()
-            if not first.process.is_main and (main := _main_exited(exited)) is not None:
-                first = main
+            first = _first_to_end_the_job(exited, running)
         finally:
             signals.only_hurry()
             _end_all(running, env["NS_RUN_DIR"], signals)
@@ -82,6 +82,21 @@ def run_job(
                 _clean_up(clean_up)
         signals.raise_late()
     _judge(job_name, first)
+
+
+def _first_to_end_the_job(exited: "queue.SimpleQueue[_Running]", running: list[_Running]) -> _Running:
+    replicas = sum(one.process.replica for one in running)
+    while True:
+        first = exited.get()
+        if first.process.is_main:
+            return first
+        replicas -= first.process.replica
+        if not first.process.replica or not replicas:
+            return _main_exited(exited) or first
+        LOG.warning(
+            "%s ended with exit code %s; the job goes on with %d more. Log: %s",
+            *(first.process.name, first.popen.returncode, replicas, first.process.log),
+        )
 
 
 def _main_exited(exited: "queue.SimpleQueue[_Running]") -> _Running | None:

@@ -18,10 +18,10 @@ from nemo_skills.pipeline.servers.base import (
 _LAUNCHER = CodePath("nemo_skills/inference/server/launch.py")
 
 
-def server_component(options: ServerOptions, *, one_machine: bool) -> Component | None:
-    """Return the server that the job has to start, or None when it already runs elsewhere.
+def server_components(options: ServerOptions, *, one_machine: bool) -> tuple[Component, ...]:
+    """Return the server that the job has to start, or its replicas; none when it already runs elsewhere.
 
-    With `one_machine` the client is known to run beside the server.
+    With `one_machine` the whole job is known to run on one.
 
     Raises:
         UserError: the options do not go together, or the server type needs one that is missing.
@@ -30,14 +30,24 @@ def server_component(options: ServerOptions, *, one_machine: bool) -> Component 
     request = _request(options)
     spec.check(request)
     if request.address:
-        return None
-    words = launcher_args(spec, request, advertise=LOOPBACK if one_machine else "auto")
-    return Component(
-        name="server",
-        commands=((PYTHON, _LAUNCHER, *words),),
-        role=spec.role,
-        nodes=options.server_nodes,
-        gpus=options.server_gpus,
+        return ()
+    if one_machine and request.nodes > 1:
+        raise UserError(f"--server_nodes={request.nodes} needs a Slurm cluster (--cluster)")
+    spread = spec.spread(request)
+    advertise = LOOPBACK if one_machine else "auto"
+    several = request.replicas > 1
+    return tuple(
+        Component(
+            name=f"server{index}" if several else "server",
+            commands=((PYTHON, _LAUNCHER, *launcher_args(spec, request, index=index, advertise=advertise)),),
+            role=spec.role,
+            nodes=request.nodes,
+            tasks_per_node=spread.tasks_per_node,
+            gpus=request.gpus,
+            replica=several,
+            mpi=spread.mpi,
+        )
+        for index in range(request.replicas)
     )
 
 
@@ -67,5 +77,6 @@ def _request(options: ServerOptions) -> ServerRequest:
         address=options.server_address,
         gpus=options.server_gpus,
         nodes=options.server_nodes,
+        replicas=options.server_replicas,
         args=args,
     )

@@ -1,16 +1,21 @@
 """SGLang; `--server_args` takes everything that its `launch_server` takes."""
 
-from nemo_skills.pipeline.servers.base import Flag, ServerRequest, ServerSpec
+from nemo_skills.pipeline.servers.base import MEETING, Flag, MultiNode, ServerRequest, ServerSpec
 
 
 def _flags(request: ServerRequest) -> tuple[Flag, ...]:
-    model = Flag(name="--model-path", value=request.model, aliases=("--model",))
+    flags = [Flag(name="--model-path", value=request.model, aliases=("--model",))]
     if not request.gpus:
-        return (model, Flag(name="--device", value="cpu"))
-    return (
-        model,
-        Flag(name="--tp-size", value=str(request.gpus), aliases=("--tp", "--tensor-parallel-size")),
-    )
+        flags.append(Flag(name="--device", value="cpu"))
+    if (size := max(request.gpus, 1) * request.nodes) > 1 or request.gpus:
+        flags.append(Flag(name="--tp-size", value=str(size), aliases=("--tp", "--tensor-parallel-size")))
+    if request.nodes > 1:
+        flags += [
+            Flag(name="--nnodes", value=str(request.nodes), reserved=MEETING),
+            Flag(name="--node-rank", value="{node_rank}", reserved=MEETING),
+            Flag(name="--dist-init-addr", value="{head}:{head_port}", reserved=MEETING),
+        ]
+    return tuple(flags)
 
 
 SPEC = ServerSpec(
@@ -18,4 +23,5 @@ SPEC = ServerSpec(
     role="sglang",
     program=("python", "-m", "sglang.launch_server"),
     flags=_flags,
+    multi_node=lambda _request: MultiNode(),
 )

@@ -1,21 +1,44 @@
 """TensorRT-LLM's `trtllm-serve`, from a Hugging Face checkpoint or a built engine."""
 
-from nemo_skills.pipeline.servers.base import Flag, ServerRequest, ServerSpec
+from nemo_skills.pipeline.servers.base import Flag, MultiNode, ServerRequest, ServerSpec
+
+_SERVE = "trtllm-serve"
+_SPLITTING = frozenset(" \t\n*?[")
 
 
 def _flags(request: ServerRequest) -> tuple[Flag, ...]:
-    return (Flag(name="--tp_size", value=str(request.gpus), aliases=("--tensor_parallel_size", "--tp")),)
+    size = str(request.gpus * request.nodes)
+    return (Flag(name="--tp_size", value=size, aliases=("--tensor_parallel_size", "--tp")),)
 
 
 def _problems(request: ServerRequest) -> tuple[str, ...]:
-    return () if request.gpus else ("server_type trtllm needs --server_gpus: it does not run on a CPU",)
+    if not request.gpus:
+        return ("server_type trtllm needs --server_gpus: it does not run on a CPU",)
+    if request.nodes > 1:
+        # trtllm-llmapi-launch hands its command to a shell without quotes
+        return tuple(
+            f"TensorRT-LLM's launcher for several nodes would split or expand '{word}': no blanks, * ? ["
+            for word in (request.model or "", *request.args)
+            if _SPLITTING & set(word)
+        )
+    return ()
+
+
+def _multi_node(request: ServerRequest) -> MultiNode:
+    """One MPI process per GPU; the first one's `trtllm-serve` hands its work to all of them."""
+    return MultiNode(
+        program=("trtllm-llmapi-launch", _SERVE, request.model or ""),
+        tasks_per_node=request.gpus,
+        mpi="pmix",
+    )
 
 
 SPEC = ServerSpec(
     name="trtllm",
     role="trtllm",
-    program=("trtllm-serve",),
+    program=(_SERVE,),
     positional_model=True,
     flags=_flags,
     problems=_problems,
+    multi_node=_multi_node,
 )
