@@ -1,7 +1,7 @@
 """`ns generate`: a model answers every row of a JSONL file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from nemo_skills.core.errors import UserError
@@ -11,7 +11,8 @@ from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
 from nemo_skills.pipeline.launch.records import Record
-from nemo_skills.pipeline.launch.submit import existing, launch
+from nemo_skills.pipeline.launch.submit import launch, survey
+from nemo_skills.pipeline.launch.survey import Queued
 from nemo_skills.pipeline.options import (
     ClusterOptions,
     GenerateOptions,
@@ -27,6 +28,7 @@ LOG = get_logger(__name__)
 MAIN = "nemo_skills.inference.generate"
 SCHEMA = "nemo_skills.inference.generate:GenerateConfig"
 MERGE = "nemo_skills.inference.merge_chunks"
+MERGE_SUFFIX = "-merge"
 ROLE = "nemo-skills"
 SAMPLING_TEMPERATURE = 0.7
 
@@ -60,6 +62,16 @@ class Part:
         return seed + ("" if self.chunk is None else f"-chunk{self.chunk}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far earlier calls have come, by the paths of files."""
+
+    done: frozenset[str] = frozenset()
+    """Those that are complete."""
+    queued: Mapping[str, Queued] = field(default_factory=dict)
+    """Those that a job in the queue writes."""
+
+
 @wrapper(main=MAIN, schema=SCHEMA)
 def generate(
     ctx: Context,
@@ -83,18 +95,23 @@ def generate(
         hooks=hooks,
         args=main_args.normalise(ctx.args),
     )
-    plan_generate(request, done=frozenset())  # mistakes in options come before anything is looked at
+    plan_generate(request, Progress())  # mistakes in options come before anything is looked at
     if not job.no_validate:
         values = _main_values(request, outputs(own)[0])
         local = request.cluster.executor == "none"
         main_args.validate(SCHEMA, (*values, *request.args), local_files=local)
-    done = frozenset[str]() if own.rerun_done else _done(request)
-    plan = plan_generate(request, done=done)
-    if not plan.jobs:
+    progress = Progress() if own.rerun_done else _progress(request)
+    plan = plan_generate(request, progress)
+    if progress.queued:
+        jobs = sorted({f"{q.job} ({q.id})" for q in progress.queued.values() if q.id not in plan.replaces})
+        LOG.info("queued by an earlier call, not submitted again: %s", ", ".join(jobs))
+    if not plan.jobs and not progress.queued:
         LOG.info("everything in %s is done; --rerun_done does it again", _folder(own))
+    if not plan.jobs:
         return None
-    if done:
-        LOG.info("already done, not run again: %s", ", ".join(sorted(PurePosixPath(p).name for p in done)))
+    if progress.done:
+        names = sorted(PurePosixPath(path).name for path in progress.done)
+        LOG.info("already done, not run again: %s", ", ".join(names))
     return launch(plan, dry_run=job.dry_run)
 
 
@@ -122,16 +139,21 @@ def chunks(own: GenerateOptions, output: Part) -> list[Part]:
     return [Part(seed=output.seed, chunk=c, path=f"{stem}_chunk_{c}.jsonl") for c in ids]
 
 
-def plan_generate(request: Request, *, done: frozenset[str]) -> Plan:
-    """Plan what is not in `done`, the paths of finished files. Pure."""
+def plan_generate(request: Request, progress: Progress) -> Plan:
+    """Plan what earlier calls have neither done nor queued. Pure."""
     cluster, own = request.cluster, request.own
-    todo = [output for output in outputs(own) if output.path not in done]
+    todo = [output for output in outputs(own) if output.path not in progress.done]
     name = request.job.expname or "generate"
+    replaces: list[str] = []
     if cluster.executor == "slurm":
-        jobs = [job for output in todo for job in _fan_out(request, name, output, done)]
+        jobs = []
+        for output in todo:
+            more, replaced = _fan_out(request, name, output, progress)
+            jobs += more
+            replaces += replaced
     else:
         # one after the other in one job: on one machine a second copy of the server would only be in the way
-        commands = [c for output in todo for c in _sequence(request, output, done)]
+        commands = [c for output in todo for c in _sequence(request, output, progress.done)]
         jobs = [_job(request, name, commands)] if commands else []
     return Plan(
         expname=name,
@@ -139,19 +161,38 @@ def plan_generate(request: Request, *, done: frozenset[str]) -> Plan:
         jobs=chain(tuple(jobs), request.job.dependent_jobs if cluster.executor == "slurm" else 0),
         log_dir=request.log_dir,
         options=request.job,
+        replaces=tuple(replaces),
     )
 
 
-def _fan_out(request: Request, name: str, output: Part, done: frozenset[str]) -> list[Job]:
-    """Return a job for every missing part of one result file, and one that merges chunks."""
-    parts = [part for part in chunks(request.own, output) if part.path not in done]
-    jobs = [_job(request, f"{name}{part.suffix}", [_command(request, part)]) for part in parts]
-    if merge := _merge(request.own, output):
-        main = Component(name="main", commands=(merge,), role=ROLE)
-        jobs.append(
-            Job(name=f"{name}{output.suffix}-merge", components=(main,), after=tuple(j.name for j in jobs))
-        )
-    return jobs
+def _fan_out(
+    request: Request, name: str, output: Part, progress: Progress
+) -> tuple[list[Job], Sequence[str]]:
+    """Return a job for every missing part of one result file and one that merges chunks.
+
+    The second value are the ids of queued jobs that these make useless.
+    """
+    queued = progress.queued
+    parts = [part for part in chunks(request.own, output) if part.path not in progress.done]
+    missing = [part for part in parts if part.path not in queued]
+    jobs = [
+        replace(_job(request, f"{name}{part.suffix}", [_command(request, part)]), writes=(part.path,))
+        for part in missing
+    ]
+    merge = _merge(request.own, output)
+    merging = queued.get(output.path)
+    if not merge or (merging and not missing):
+        return jobs, ()
+    job = Job(
+        name=f"{name}{output.suffix}{MERGE_SUFFIX}",
+        components=(Component(name="main", commands=(merge,), role=ROLE),),
+        after=tuple(job.name for job in jobs),
+        after_ids=tuple(queued[part.path].id for part in parts if part.path in queued),
+        writes=(output.path,),
+    )
+    # a merge of an earlier call waits for a part that has failed or was cancelled; anything else stays
+    useless = merging and merging.job.endswith(MERGE_SUFFIX) and merging.state == "PENDING"
+    return [*jobs, job], [merging.id] if merging and useless else ()
 
 
 def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv]:
@@ -205,8 +246,8 @@ def _folder(own: GenerateOptions) -> str:
     return str(PurePosixPath(own.output_dir) / "generation")
 
 
-def _done(request: Request) -> frozenset[str]:
+def _progress(request: Request) -> Progress:
     own = request.own
-    paths = {p.path for output in outputs(own) for p in (output, *chunks(own, output))}
-    marks = existing(request.cluster, [f"{path}.done" for path in paths])
-    return frozenset(mark.removesuffix(".done") for mark in marks)
+    paths = list(dict.fromkeys(p.path for output in outputs(own) for p in (output, *chunks(own, output))))
+    found = survey(request.cluster, [f"{path}.done" for path in paths], paths)
+    return Progress(done=frozenset(mark.removesuffix(".done") for mark in found.exists), queued=found.queued)

@@ -34,6 +34,8 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _RESERVED = frozenset({"_", "BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
 # Wider than what the log filter looks for: a harmless value in the secrets file costs nothing
 _ALSO_SECRET = re.compile(r"SECRET|PASSW|PRIVATE|_KEY$|_PAT$|_AUTH$", re.IGNORECASE)
+SECRET_NAMES_ERE = f"{SECRET_NAME.pattern}|{_ALSO_SECRET.pattern}"
+"""The same for shells: an extended regular expression for names in capitals."""
 # Shorter values (`1`, `true`, `INFO`) are ordinary words; blanking them would only garble a log
 _SHORTEST_REDACTED = 6
 _MASK = "***"

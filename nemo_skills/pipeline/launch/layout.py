@@ -1,12 +1,13 @@
 """Where the files of an experiment lie on a cluster, and how its components see them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.config import ClusterConfig
-from nemo_skills.pipeline.cluster.mounts import Mount, MountTable
-from nemo_skills.pipeline.launch.plan import Component, Job, Plan
+from nemo_skills.pipeline.cluster.mounts import Mount, MountTable, normalise_path
+from nemo_skills.pipeline.launch.plan import Component, Job, Plan, Word
 from nemo_skills.pipeline.launch.render import Site
 
 CODE_TARGET = "/nemo_run/code"
@@ -38,7 +39,14 @@ class Layout:
         container = cluster.container(component.role)
         code = CODE_TARGET if cluster.uses_containers else self.code_dir
         job_dir = JOB_TARGET if cluster.uses_containers else self.job_dir(job)
-        programs = str(PurePosixPath(container.ref) / "bin") if container.kind == "venv" else None
+        programs = None
+        if container.kind == "venv":
+            if not container.ref.startswith("/"):
+                raise UserError(
+                    f"cluster config '{cluster.name}': containers.{component.role}: give the virtual"
+                    f" environment's full path, not '{container.ref}'"
+                )
+            programs = str(PurePosixPath(container.ref) / "bin")
         return Site(
             interpreter=f"{programs}/python" if programs else "python3",
             code_dir=code,
@@ -54,11 +62,21 @@ def host_path(cluster: ClusterConfig, path: str) -> str:
     """Return where a path given by the user lies on the cluster's hosts.
 
     Raises:
-        UserError: jobs run in containers and no mount covers the path.
+        UserError: no mount covers the path in the containers that jobs run in, or a job elsewhere would not
+            find it because it is relative.
     """
-    return MountTable(cluster.mounts).to_host(path) if cluster.uses_containers else path
+    if cluster.uses_containers:
+        return MountTable(cluster.mounts).to_host(path)
+    return normalise_path(path) if cluster.executor == "slurm" else path
 
 
-def local_code_paths(text: str, code_dir: str) -> str:
-    """Replace `/nemo_run/code` by the real folder, for jobs that run without containers."""
-    return _CODE_IN_TEXT.sub(lambda _: code_dir, text)
+def with_local_code(component: Component, code_dir: str) -> Component:
+    """Let `/nemo_run/code` in the words of a component mean the real folder, where there are no containers.
+
+    This is the one exception to passing words on as they are.
+    """
+
+    def real(word: Word) -> Word:
+        return _CODE_IN_TEXT.sub(lambda _: code_dir, word) if isinstance(word, str) else word
+
+    return replace(component, commands=tuple(tuple(map(real, argv)) for argv in component.commands))

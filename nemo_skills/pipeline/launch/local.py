@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from nemo_skills.pipeline.launch.blocking import LocalJob, LocalProcess, new_record, run_experiment
+from nemo_skills.pipeline.launch.layout import with_local_code
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, Site, render_component
@@ -55,4 +56,4 @@ def _script(plan: Plan, component: Component) -> str:
         path_dirs=(str(python.parent),),
         env=plan.env,
     )
-    return render_component(component, site)
+    return render_component(with_local_code(component, str(Path.cwd())), site)

@@ -1,10 +1,12 @@
 """What is to run: a plan of jobs, each a group of components that live and die together. Pure data."""
 
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.options import JobOptions
 
@@ -26,6 +28,7 @@ Word = str | Interpreter | CodePath
 Argv = tuple[Word, ...]
 
 PYTHON = Interpreter.PYTHON
+_EXPNAME = re.compile(r"[A-Za-z0-9][\w.+=@-]*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,15 @@ class Plan:
     """What the user asks of the scheduler, and how code is packaged."""
     env: tuple[tuple[str, str], ...] = ()
     """Variables of every component; never secrets."""
+    replaces: tuple[str, ...] = ()
+    """Slurm's ids of queued jobs whose work these jobs take over."""
+
+    def __post_init__(self) -> None:
+        # it names folders and jobs, on machines and in programs that each have their own idea of blanks
+        if not _EXPNAME.fullmatch(self.expname):
+            raise UserError(
+                f"--expname={self.expname}: use letters, digits and . _ + = @ -, with a letter or digit first"
+            )
 
     def partition(self, job: Job) -> str | None:
         """Return the Slurm partition of a job, which its first node group decides."""
@@ -139,9 +151,7 @@ def chain(jobs: Sequence[Job], more: int) -> tuple[Job, ...]:
     chained = []
     for job in jobs:
         first = replace(job, after=tuple(last[name] for name in job.after))
-        parts = [
-            replace(job, name=f"{job.name}-part{i}", after=(), after_ids=()) for i in range(2, more + 2)
-        ]
+        parts = [replace(job, name=f"{job.name}-part{i}", after=(), after_ids=()) for i in range(2, more + 2)]
         before = [first, *parts]
         chained += [first, *(replace(p, continues=b.name) for p, b in zip(parts, before, strict=False))]
     return tuple(chained)

@@ -33,6 +33,8 @@ class JobRecord:
     slurm_id: str | None = None
     logs: Mapping[str, str] = field(default_factory=dict)
     """Component to its log."""
+    continues: str | None = None
+    """Name of the job that it continues if that ran out of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Record:
     """Path of the cluster config; None where there was none."""
     owner: str = ""
     """Mark of the process that waits for the experiment, or submitted it."""
+    slurm_cluster: str | None = None
+    """Name by which the Slurm cluster calls itself."""
 
     @classmethod
     def of(
@@ -110,13 +114,22 @@ def latest(expname: str) -> Record:
     Raises:
         UserError: nothing was launched under that name from this machine.
     """
+    return history(expname)[-1]
+
+
+def history(expname: str) -> list[Record]:
+    """Return all records of an experiment name, the newest last.
+
+    Raises:
+        UserError: nothing was launched under that name from this machine.
+    """
     paths = sorted((_records_dir() / expname).glob("*.json"))
     if not paths:
         known = sorted(p.name for p in _records_dir().glob("*"))
         raise UserError(
             f"no experiment '{expname}' was launched from this machine.{did_you_mean(expname, known)}"
         )
-    return _read(paths[-1])
+    return [_read(path) for path in paths]
 
 
 def all_records() -> Iterator[Record]:
@@ -143,7 +156,9 @@ def _job_record(plan: Plan, job: Job, slurm_id: str | None) -> JobRecord:
     logs = {c.name: _log_path(plan, plan.log_path(job, c)) for c in job.components}
     if slurm_id is not None:
         logs[BATCH_LOG] = _log_path(plan, plan.batch_log_path(job))
-    return JobRecord(name=job.name, log=logs[job.main.name], slurm_id=slurm_id, logs=logs)
+    return JobRecord(
+        name=job.name, log=logs[job.main.name], slurm_id=slurm_id, logs=logs, continues=job.continues
+    )
 
 
 def _log_path(plan: Plan, path: str) -> str:

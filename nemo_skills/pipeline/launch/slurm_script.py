@@ -1,17 +1,22 @@
 """The batch script of one Slurm job. Pure: the same plan and layout always give the same text."""
 
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.config import Container
-from nemo_skills.pipeline.launch.layout import JOB_TARGET, SECRETS_FILE, Layout, host_path
+from nemo_skills.pipeline.launch.layout import JOB_TARGET, Layout, host_path, with_local_code
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.render import render_component
+from nemo_skills.pipeline.launch.slurm_batch import EPILOGUE, PROLOGUE
 
-WARNING_S = 60
-"""Seconds before the time limit at which components are told to save and stop."""
-GRACE_S = 10
-"""Seconds between SIGTERM and the end of the batch script, which ends what is left."""
+WARNING_S = 120
+"""Seconds before the time limit at which the main is told to save and stop; Slurm may be a minute early."""
+WARNING_SHARE = 4
+"""The warning never comes in more than this fraction of the time limit."""
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
 @dataclass(frozen=True)
@@ -19,48 +24,79 @@ class SlurmJob:
     """The files of one job, relative to its folder."""
 
     name: str
-    after: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = field(repr=False)
 
 
 def render_job(plan: Plan, layout: Layout, job: Job) -> SlurmJob:
-    """Return the batch script and the component scripts of one job."""
+    """Return the batch script and the component scripts of one job.
+
+    Raises:
+        UserError: a path cannot be said in Slurm's language, or a role has no container.
+    """
     files = [("job.sbatch", _batch_script(plan, layout, job))]
     for component in job.components:
-        script = render_component(component, layout.site(plan, job, component))
-        files.append((f"{component.name}.sh", script))
-    return SlurmJob(job.name, job.after, tuple(files))
+        site = layout.site(plan, job, component)
+        if not plan.cluster.uses_containers:
+            component = with_local_code(component, layout.code_dir)  # noqa: PLW2901
+        files.append((f"{component.name}.sh", render_component(component, site)))
+    return SlurmJob(job.name, tuple(files))
+
+
+def seconds(limit: str) -> int | None:
+    """Return a time limit in Slurm's form (`90`, `1:30:00`, `2-12`) in seconds; None when it has no end."""
+    match = _TIME.fullmatch(limit.strip())
+    if match is None:
+        return None
+    numbers = [int(part) for part in match["rest"].split(":")]
+    if match["days"] is not None:
+        hours, minutes, secs = (*numbers, 0, 0)[:3]
+        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + secs
+    if len(numbers) == 3:
+        return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if numbers[1:] else 0)
 
 
 def _batch_script(plan: Plan, layout: Layout, job: Job) -> str:
-    head = ["#!/bin/bash", *_directives(plan, job)]
-    steps = [_step(plan, layout, job, index) for index in range(len(job.components))]
-    main = job.components.index(job.main)
-    run_dir = JOB_TARGET if plan.cluster.uses_containers else layout.job_dir(job)
+    index = {other.name: other for other in plan.jobs}
+    following = next((other.name for other in plan.jobs if other.continues == job.name), "")
+    job_dir = layout.job_dir(job)
     values = {
-        "job_dir": layout.job_dir(job),
-        "seen_job_dir": run_dir,
-        "secrets": f"{layout.job_dir(job)}/{SECRETS_FILE}",
-        "main": str(main),
-        "names": " ".join(c.name for c in job.components),
-        "previous": f"{layout.exp_dir}/{job.continues}/state" if job.continues else "",
+        "exp_dir": layout.exp_dir,
+        "job_dir": job_dir,
+        "seen_job_dir": JOB_TARGET if plan.cluster.uses_containers else job_dir,
+        "main": str(job.components.index(job.main)),
+        "previous": job.continues or "",
+        "next": following,
     }
-    assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    return "\n".join([*head, "", *assigned, "", _PROLOGUE, *steps, _EPILOGUE])
+    lines = ["#!/bin/bash", *_directives(plan, job), ""]
+    lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append(f"names=({shlex.join(c.name for c in job.components)})")
+    lines.append(f"doomed=({shlex.join(_doomed(index, job))})")
+    lines.append(f"mkdir -p {shlex.quote(_plain(host_path(plan.cluster, plan.log_dir)))}")
+    steps = [_step(plan, layout, job, component) for component in job.components]
+    return "\n".join([*lines, PROLOGUE, *steps, EPILOGUE])
+
+
+def _doomed(jobs: Mapping[str, Job], job: Job) -> list[str]:
+    """Return the jobs that can never run once this one has failed, the parts that continue it included."""
+    doomed = [job.name]
+    for name, other in jobs.items():
+        if other.continues in doomed or set(other.after) & set(doomed):
+            doomed.append(name)
+    return doomed[1:]
 
 
 def _directives(plan: Plan, job: Job) -> list[str]:
     """Return the `#SBATCH` lines; components that each ask for GPUs get nodes of their own."""
-    groups = job.node_groups
     lines = _flags(_common_options(plan, job))
-    for index, group in enumerate(groups):
+    for index, group in enumerate(job.node_groups):
         if index:
             lines.append("#SBATCH hetjob")
         lines += _flags(_node_options(plan, group))
     return lines
 
 
-def _flags(options: dict[str, str | None]) -> list[str]:
+def _flags(options: Mapping[str, str | None]) -> list[str]:
     return [
         f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")
         for name, value in options.items()
@@ -70,121 +106,97 @@ def _flags(options: dict[str, str | None]) -> list[str]:
 
 def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
     cluster, options = plan.cluster, plan.options
-    log = host_path(cluster, plan.log_dir)
+    given = _given(plan)
+    limit = given.get("time") or cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout)
+    log = _plain(f"{host_path(cluster, plan.log_dir)}/{job.name}-sbatch.log")
     return {
         "job-name": f"{cluster.job_name_prefix}{job.name}",
         "account": cluster.account,
         "qos": options.qos or cluster.qos,
-        "time": cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout),
+        "time": limit,
         "time-min": options.time_min,
-        "output": f"{log}/{job.name}-sbatch.log".replace("%", "%%"),
+        "output": log.replace("%", "%%"),
         "open-mode": "append",
         "requeue": "",
-        "signal": f"B:USR1@{WARNING_S}",
+        "signal": f"B:USR1@{_warning(limit)}",
         "mail-user": cluster.mail_user,
         "mail-type": cluster.mail_type,
-        **cluster.sbatch_options,
+        **{name: value for name, value in given.items() if name not in _NODE_OPTIONS},
     }
+
+
+def _warning(limit: str | None) -> int:
+    total = seconds(limit) if limit else None
+    return WARNING_S if total is None else max(1, min(WARNING_S, total // WARNING_SHARE))
+
+
+_MEMORY = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
+# In a heterogeneous job these hold for one group of nodes; the others hold for all
+_NODE_OPTIONS = _MEMORY | frozenset(
+    {"constraint", "cpus-per-task", "cpus-per-gpu", "exclude", "gres", "nodelist", "tmp", "exclusive"}
+)
 
 
 def _node_options(plan: Plan, group: tuple[Component, ...]) -> dict[str, str | None]:
     gpus = max(c.gpus for c in group)
+    given = {name: value for name, value in _given(plan).items() if name in _NODE_OPTIONS}
+    whole = not plan.options.not_exclusive
     return {
         "partition": plan.partition_of(group),
         "nodes": str(max(c.nodes for c in group)),
         "ntasks-per-node": str(max(c.tasks_per_node for c in group)),
         "gpus-per-node": str(gpus) if gpus else None,
-        "exclusive": None if plan.options.not_exclusive else "",
+        "exclusive": "" if whole else None,
+        # many clusters give a default share per CPU, also to jobs that take the node whole
+        "mem": "0" if whole and not given.keys() & _MEMORY else None,
+        **given,
     }
 
 
-def _step(plan: Plan, layout: Layout, job: Job, index: int) -> str:
-    """Return the `srun` of one component, in the background."""
-    component = job.components[index]
-    group = next(i for i, g in enumerate(job.node_groups) if component in g)
-    argv = ["srun", f"--het-group={group}"] if len(job.node_groups) > 1 else ["srun"]
+def _given(plan: Plan) -> dict[str, str]:
+    """Return the user's own sbatch options, which come last and win."""
+    return {name.lstrip("-").replace("_", "-"): value for name, value in plan.cluster.sbatch_options.items()}
+
+
+def _step(plan: Plan, layout: Layout, job: Job, component: Component) -> str:
+    """Return the call that starts one component as a step of the job."""
+    groups = job.node_groups
+    log = plan.log_path(job, component)
+    argv = []
+    if len(groups) > 1:
+        argv.append(f"--het-group={next(i for i, group in enumerate(groups) if component in group)}")
     argv += [
+        f"--job-name={component.name}",
         "--overlap",
         "--kill-on-bad-exit=1",
+        "--export=ALL",
         f"--nodes={component.nodes}",
         f"--ntasks={component.nodes * component.tasks_per_node}",
         f"--ntasks-per-node={component.tasks_per_node}",
-        f"--output={host_path(plan.cluster, plan.log_path(job, component)).replace('%', '%%')}",
-        "--open-mode=append",
     ]
     seen = layout.job_dir(job)
     if plan.cluster.uses_containers:
         seen = JOB_TARGET
         argv += _container_options(plan, layout, job, plan.cluster.container(component.role))
     argv += ["bash", f"{seen}/{component.name}.sh"]
-    return f"{shlex.join(argv)} &\npids+=($!)"
+    told = f"NS_SERVER_LOG={shlex.quote(log)} " if component is not job.main else ""
+    return f"{told}start {shlex.join([host_path(plan.cluster, log), *argv])}"
 
 
 def _container_options(plan: Plan, layout: Layout, job: Job, container: Container) -> list[str]:
-    mounts = ",".join(map(str, layout.mounts(plan, job)))
+    mounts = list(map(str, layout.mounts(plan, job)))
+    if wrong := next((mount for mount in mounts if "," in mount), None):
+        raise UserError(f"mount '{wrong}' holds a comma, which to Slurm's container plugin is its end")
     return [
         f"--container-image={container.ref}",
-        f"--container-mounts={mounts}",
+        f"--container-mounts={','.join(mounts)}",
         "--container-workdir=/nemo_run/code",
         "--no-container-mount-home",
     ]
 
 
-_PROLOGUE = r"""
-# A job that continues another has nothing to do unless that one ran out of time
-if [[ -n $previous ]]; then
-  state=$(cat "$previous" 2>/dev/null)
-  if [[ $state != timeout ]]; then
-    echo "the job before this one ended as '${state:-unknown}': nothing to continue"
-    echo "${state:-failed}" > "$job_dir/state"
-    rm -f "$secrets"
-    [[ $state == succeeded ]]; exit
-  fi
-fi
-run="run-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
-mkdir -p "$job_dir/$run"
-export NS_RUN_DIR="$seen_job_dir/$run"
-names=($names)
-pids=()
-state=''
-stop() { kill -TERM "${pids[@]}" 2>/dev/null; }
-# walltime is near: components save what they have, and the next job of the chain continues
-trap 'state=timeout; echo "time limit is near: stopping"; stop' USR1
-# scancel, preemption or requeue: a job that is to run again keeps its secrets
-trap 'state=${state:-cancelled}; stop' TERM
-"""
-
-_EPILOGUE = r"""
-# The first exit ends the job; the main's exit code is the job's
-first=''
-while [[ -z $first ]]; do
-  wait -n "${pids[@]}" 2>/dev/null
-  for i in "${!pids[@]}"; do
-    kill -0 "${pids[i]}" 2>/dev/null || { first=$i; break; }
-  done
-done
-[[ $first != "$main" ]] && { sleep 0.3; kill -0 "${pids[main]}" 2>/dev/null || first=$main; }
-wait "${pids[first]}"; code=$?
-if [[ $first != "$main" && -z $state ]]; then
-  echo "${names[first]} ended with exit code $code while the main was running"
-  [[ $code == 0 ]] && code=1
-fi
-stop
-for ((i = 0; i < __GRACE__ * 10; i++)); do
-  alive=''
-  for pid in "${pids[@]}"; do kill -0 "$pid" 2>/dev/null && alive=1; done
-  [[ -z $alive ]] && break
-  sleep 0.1
-done
-[[ $state == timeout && $first == "$main" && $code == 0 ]] && state=succeeded
-if [[ -z $state ]]; then
-  if [[ $code == 0 ]]; then state=succeeded; else state=failed; fi
-fi
-echo "$state" > "$job_dir/state"
-[[ $state == succeeded ]] && code=0
-[[ $state != succeeded && $code == 0 ]] && code=1
-requeued() { scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -qi 'JobState=.*requeue'; }
-[[ $state == cancelled ]] && requeued || rm -f "$secrets"
-echo "job ended: $state, exit code $code"
-exit "$code"
-""".replace("__GRACE__", str(GRACE_S))
+def _plain(path: str) -> str:
+    """Return a path that Slurm can open: in its file names a backslash turns off all that `%` means."""
+    if "\\" in path or "\n" in path:
+        raise UserError(f"Slurm cannot write to {path!r}: choose a folder without backslash and line break")
+    return path

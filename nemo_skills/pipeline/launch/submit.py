@@ -14,6 +14,7 @@ from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.render import RenderedJob
+from nemo_skills.pipeline.launch.survey import Survey
 
 _BACKENDS = {
     "none": "nemo_skills.pipeline.launch.local",
@@ -42,13 +43,13 @@ def launch(plan: Plan, *, dry_run: bool = False) -> Record | None:
     return backend.submit(plan)
 
 
-def existing(cluster: ClusterConfig, paths: Sequence[str]) -> frozenset[str]:
-    """Return those of the paths, as jobs see them, that exist where jobs run."""
+def survey(cluster: ClusterConfig, files: Sequence[str], writes: Sequence[str]) -> Survey:
+    """Tell which files exist where jobs run, and which jobs in the queue write what."""
     if cluster.executor == "slurm":
         from nemo_skills.pipeline.launch import slurm
 
-        return slurm.existing(cluster, paths)
-    return frozenset(path for path in paths if Path(host_path(cluster, path)).exists())
+        return slurm.survey(cluster, files, writes)
+    return Survey(exists=frozenset(path for path in files if Path(host_path(cluster, path)).exists()))
 
 
 def show(plan: Plan, jobs: tuple[RenderedJob, ...]) -> None:
