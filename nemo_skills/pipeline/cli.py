@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.cancel import cancel
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
+    from nemo_skills.pipeline.run_cmd import run_cmd
     from nemo_skills.pipeline.status import status
 
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "generate": CommandEntry(
         "nemo_skills.pipeline.generate:generate", "Let a model answer every row of a JSONL file."
     ),
+    "run_cmd": CommandEntry("nemo_skills.pipeline.run_cmd:run_cmd", "Run any command."),
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
     "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
@@ -48,6 +50,7 @@ __all__ = [
     "generate",
     "logs",
     "main",
+    "run_cmd",
     "status",
     "wrap_arguments",
 ]

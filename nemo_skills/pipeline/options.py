@@ -152,3 +152,10 @@ class LogOptions:
     )
     lines: int = option(500, "How many of the last lines to show; 0 shows all.", minimum=0)
     follow: bool = option(False, "Go on showing what comes, until the jobs have ended.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions(ResourceOptions):
+    """Command."""
+
+    container: str = option("nemo-skills", "Container that it runs in: a role of the cluster config.")
