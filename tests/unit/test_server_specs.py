@@ -1,58 +1,119 @@
 """Server types: their commands, what users' flags replace, what is refused."""
 
+import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.inference.server import launch
+from nemo_skills.inference.server.announce import Meeting
+from nemo_skills.pipeline.options import ServerOptions
 from nemo_skills.pipeline.servers.base import ServerRequest, get_server, launcher_args, server_names
+from nemo_skills.pipeline.servers.component import server_components, server_request
+from tests.golden_files import assert_golden
 
 MODEL = "/models/we ird'\"$dir"
 
 
-def argv(name: str, *args: str, gpus: int = 0) -> str:
-    words = get_server(name).argv(ServerRequest(model=MODEL, gpus=gpus, args=args))
+def argv(name: str, *args: str, gpus: int = 0, nodes: int = 1) -> str:
+    words = get_server(name).argv(ServerRequest(model=MODEL, gpus=gpus, nodes=nodes, args=args))
     return " ".join("MODEL" if word == MODEL else word for word in words)
 
 
+def listing(words: Sequence[str]) -> str:
+    """Return a command as a shell takes it, a flag a line."""
+    return " ".join(f"\\\n  {shlex.quote(w)}" if w.startswith("-") else shlex.quote(w) for w in words)
+
+
+def described(options: ServerOptions, *, one_machine: bool) -> str:
+    """Return all that a job is told of its servers."""
+    text = []
+    for component in server_components(options, one_machine=one_machine):
+        name, request = str(options.server_type), server_request(options)
+        [[_python, _launcher, *words]] = component.commands
+        text.append(
+            f"# {component.name}: {component.role}, nodes {component.nodes},"
+            f" tasks per node {component.tasks_per_node}, GPUs {component.gpus}, MPI {component.mpi}"
+        )
+        arguments = list(map(str, words))
+        if "--worker" in arguments:
+            place = arguments.index("--worker") + 1
+            assert json.loads(arguments[place]) == list(get_server(name).worker_argv(request))
+            arguments[place] = "[THE COMMAND BELOW]"
+        text.append("launch.py " + listing(arguments))
+        if worker := get_server(name).worker_argv(request):
+            text.append("# its processes after the first\n" + listing(worker))
+    return "\n".join(text) + "\n"
+
+
+PLAIN = "/models/llama"
+RAY = "--distributed-executor-backend ray"
+GOLDENS: dict[str, dict[str, Any]] = {
+    "vllm_cpu": {"server_type": "vllm"},
+    "vllm_8_gpus": {"server_type": "vllm", "server_gpus": 8},
+    "vllm_2_nodes": {"server_type": "vllm", "server_gpus": 8, "server_nodes": 2},
+    "vllm_2_nodes_cpu": {"server_type": "vllm", "server_nodes": 2},
+    "vllm_2_nodes_ray": {"server_type": "vllm", "server_gpus": 8, "server_nodes": 2, "server_args": RAY},
+    "vllm_2_replicas": {"server_type": "vllm", "server_gpus": 4, "server_replicas": 2},
+    "sglang_cpu": {"server_type": "sglang"},
+    "sglang_4_gpus": {"server_type": "sglang", "server_gpus": 4},
+    "sglang_2_nodes": {"server_type": "sglang", "server_gpus": 8, "server_nodes": 2},
+    "sglang_2_nodes_cpu": {"server_type": "sglang", "server_nodes": 2},
+    "trtllm_2_gpus": {"server_type": "trtllm", "server_gpus": 2},
+    "trtllm_2_nodes": {"server_type": "trtllm", "server_gpus": 8, "server_nodes": 2, "model": PLAIN},
+    "hf_cpu": {"server_type": "hf"},
+    "hf_1_gpu": {"server_type": "hf", "server_gpus": 1},
+    "stub": {"server_type": "stub"},
+    "stub_2_nodes": {"server_type": "stub", "server_nodes": 2},
+    "stub_2_replicas": {"server_type": "stub", "server_replicas": 2},
+}
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_commands(name: str) -> None:
+    options = ServerOptions(**{"model": MODEL, **GOLDENS[name]})
+    assert_golden(f"servers/{name}.txt", described(options, one_machine=options.server_nodes == 1))
+
+
+def test_every_hosted_type_has_golden_files() -> None:
+    hosted = {name for name in server_names() if get_server(name).hosted}
+    assert hosted == {str(options["server_type"]) for options in GOLDENS.values()}
+
+
+def test_who_divides_the_gpus_otherwise_is_left_to_it() -> None:
+    flat = argv("vllm", "-tp", "16", gpus=8, nodes=2)
+    assert "--pipeline-parallel-size" not in flat
+    assert "--tensor-parallel-size" not in flat
+    staged = argv("vllm", "--pipeline_parallel_size=4", gpus=4, nodes=4)
+    assert staged.count("pipeline") == 1
+    assert "--tensor-parallel-size 4" in staged
+
+
 @pytest.mark.parametrize(
-    ("name", "gpus", "expected"),
+    ("name", "args"),
     [
-        (
-            "vllm",
-            0,
-            "python -m vllm.entrypoints.openai.api_server --model MODEL --host {host} --port {port}",
-        ),
-        (
-            "vllm",
-            8,
-            "python -m vllm.entrypoints.openai.api_server --model MODEL --tensor-parallel-size 8"
-            " --host {host} --port {port}",
-        ),
-        (
-            "hf",
-            0,
-            "python -m transformers.cli.transformers serve MODEL --continuous-batching --device cpu"
-            " --cb-num-blocks 128 --cb-max-batch-tokens 1024 --host {host} --port {port}",
-        ),
-        (
-            "hf",
-            1,
-            "python -m transformers.cli.transformers serve MODEL --continuous-batching --device auto"
-            " --host {host} --port {port}",
-        ),
-        (
-            "sglang",
-            4,
-            "python -m sglang.launch_server --model-path MODEL --tp-size 4 --host {host} --port {port}",
-        ),
-        ("trtllm", 2, "trtllm-serve MODEL --tp_size 2 --host {host} --port {port}"),
-        ("stub", 0, "python -m nemo_skills.inference.server.stub --model MODEL --host {host} --port {port}"),
+        ("vllm", ("--nnodes", "3")),
+        ("vllm", ("-r=1",)),
+        ("vllm", ("--master_port=1",)),
+        ("sglang", ("--dist-init-addr", "a:1")),
     ],
 )
-def test_commands(name: str, gpus: int, expected: str) -> None:
-    assert argv(name, gpus=gpus) == expected
+def test_where_processes_meet_is_not_the_users_to_say(name: str, args: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="comes from --server_nodes"):
+        argv(name, *args, gpus=8, nodes=2)
+    argv(name, *args, gpus=8)
+
+
+def test_several_nodes_need_slurm() -> None:
+    options = ServerOptions(server_type="vllm", model="m", server_gpus=8, server_nodes=2)
+    with pytest.raises(UserError, match="needs a Slurm cluster"):
+        server_components(options, one_machine=True)
 
 
 @pytest.mark.parametrize("given", ["--tensor-parallel-size=4", "--tensor_parallel_size=4", "-tp=4"])
@@ -85,7 +146,10 @@ def test_the_port_is_not_the_users_to_choose(given: str) -> None:
         ("vllm", ServerRequest(), ["--model"]),
         ("openai", ServerRequest(), ["--server_address", "--model"]),
         ("openai", ServerRequest(address="http://a/v1"), ["--model"]),
-        ("vllm", ServerRequest(model="m", nodes=2), ["one node"]),
+        ("hf", ServerRequest(model="m", nodes=2), ["one node"]),
+        ("vllm", ServerRequest(model="m", nodes=2, replicas=2), ["--server_replicas", "--server_nodes"]),
+        ("vllm", ServerRequest(address="h:1", replicas=2), ["--server_replicas", "h:1"]),
+        ("trtllm", ServerRequest(model="a b", nodes=2, gpus=1), ["a b", "blanks"]),
         ("trtllm", ServerRequest(model="m"), ["--server_gpus"]),
         ("vllm", ServerRequest(model="m", gpus=-1), ["--server_gpus"]),
         ("vllm", ServerRequest(model="m", address="h:1", args=("--x",)), ["--server_args", "h:1"]),
@@ -117,14 +181,28 @@ def test_every_type_is_complete() -> None:
 
 
 def test_launcher_arguments() -> None:
-    request = ServerRequest(model="m")
-    words = launcher_args(get_server("hf"), request, index=1, count=2, advertise="auto")
+    request = ServerRequest(model="m", replicas=2)
+    words = launcher_args(get_server("hf"), request, index=1, advertise="auto")
     before, after = words[: words.index("--")], words[words.index("--") + 1 :]
     assert after == get_server("hf").argv(request)
     assert " ".join(before) == (
         "--name hf --index 1 --count 2 --ready-path /health --advertise auto --model m"
         " --env HF_HUB_DISABLE_UPDATE_CHECK=1"
     )
+
+
+@pytest.mark.parametrize("name", ["vllm_2_nodes", "vllm_2_nodes_ray", "sglang_2_nodes", "trtllm_2_nodes"])
+def test_the_launcher_fills_in_all_places(name: str) -> None:
+    options = ServerOptions(**{"model": MODEL, **GOLDENS[name]})
+    [component] = server_components(options, one_machine=False)
+    [[_python, _launcher, *words]] = component.commands
+    parsed = launch.parse(list(map(str, words)))
+    assert parsed.tasks == component.nodes * component.tasks_per_node
+    values = launch.placeholders(parsed, 1, "10.0.0.2", Meeting("10.0.0.1", 2))
+    filled = launch.fill(json.dumps([parsed.command, parsed.worker, parsed.env]), values)
+    assert re.findall(r"\{\w+\}", filled) == []
+    if not name.startswith("trtllm"):  # whose processes Slurm's MPI brings together
+        assert "10.0.0.1" in filled
 
 
 def test_listing_types_loads_none() -> None:

@@ -174,9 +174,9 @@ def is_given(args: Sequence[str], name: str) -> bool:
 
 def given_value(args: Sequence[str], name: str) -> str | None:
     """Return what the user sets a flag to."""
-    for word, after in zip(args, (*args[1:], None), strict=True):
+    for place, word in enumerate(args, start=1):
         if _flag_name(word) == _flag_name(name):
-            return word.partition("=")[2] if "=" in word else after
+            return word.partition("=")[2] if "=" in word else next(iter(args[place:]), None)
     return None
 
 

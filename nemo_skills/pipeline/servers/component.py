@@ -27,7 +27,7 @@ def server_components(options: ServerOptions, *, one_machine: bool) -> tuple[Com
         UserError: the options do not go together, or the server type needs one that is missing.
     """
     spec = _spec(options)
-    request = _request(options)
+    request = server_request(options)
     spec.check(request)
     if request.address:
         return ()
@@ -67,7 +67,8 @@ def _spec(options: ServerOptions) -> ServerSpec:
     return get_server(options.server_type)
 
 
-def _request(options: ServerOptions) -> ServerRequest:
+def server_request(options: ServerOptions) -> ServerRequest:
+    """Return what the options ask of the server type."""
     try:
         args = tuple(shlex.split(options.server_args))
     except ValueError as err:
