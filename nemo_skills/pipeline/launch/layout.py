@@ -13,6 +13,8 @@ from nemo_skills.pipeline.launch.render import Site
 CODE_TARGET = "/nemo_run/code"
 JOB_TARGET = "/nemo_run/job"
 SECRETS_FILE = "secrets.env"
+SANDBOX = "sandbox"
+"""Role of components that run code of models; they get no secrets."""
 _CODE_IN_TEXT = re.compile(rf"(?<![\w./-]){re.escape(CODE_TARGET)}(?![\w.-])")
 
 
@@ -54,7 +56,7 @@ class Layout:
             python_path=code,
             work_dir=code,
             env=plan.env,
-            secrets_file=f"{job_dir}/{SECRETS_FILE}",
+            secrets_file=None if component.role == SANDBOX else f"{job_dir}/{SECRETS_FILE}",
         )
 
 

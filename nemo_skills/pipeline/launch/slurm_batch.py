@@ -2,6 +2,7 @@
 
 It runs in the job's allocation under bash 4.4 or newer. The lines that `slurm_script` puts before it set:
 job_dir, exp_dir, seen_job_dir (how components see the job's folder), main (index of the main), names,
+replicas (indices of components of which one suffices),
 previous (the job that this one continues, or nothing), next (the job that continues this one, or nothing)
 and doomed (jobs that cannot run unless this one succeeds).
 
@@ -85,8 +86,20 @@ exit_code() {
   wait "${pids[$1]}"
 }
 
+# Sets `first` to the component whose end is the end of the job, if there is one, and `living` to the others
 first_gone() {
-  for first in "${!pids[@]}"; do alive "$first" || return 0; done
+  local i left=''
+  living=()
+  for i in "${!pids[@]}"; do alive "$i" && living+=("${pids[i]}"); done
+  for i in "${replicas[@]}"; do alive "$i" && left=1; done
+  for first in "${!pids[@]}"; do
+    alive "$first" && continue
+    [[ $left && " ${replicas[*]} " == *" $first "* ]] || return 0
+    [[ ${lost[first]} ]] && continue
+    exit_code "$first"
+    say "${names[first]} ended with exit code $?; the job goes on with the others like it"
+    lost[first]=1
+  done
   return 1
 }
 
@@ -117,7 +130,8 @@ export NS_RUN_DIR=$seen_job_dir/$run
 
 EPILOGUE = r"""
 # The first exit ends the job, and the main's exit code is the job's
-until first_gone; do wait -n "${pids[@]}"; done
+lost=()
+until first_gone; do wait -n "${living[@]}"; done
 stopped=''
 if [[ $first != "$main" && -z $state ]]; then
   exit_code "$first"

@@ -71,6 +71,8 @@ def _batch_script(plan: Plan, layout: Layout, job: Job) -> str:
     lines = ["#!/bin/bash", *_directives(plan, job), ""]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     lines.append(f"names=({shlex.join(c.name for c in job.components)})")
+    replicas = [str(index) for index, c in enumerate(job.components) if c.replica]
+    lines.append(f"replicas=({' '.join(replicas)})")
     lines.append(f"doomed=({shlex.join(_doomed(index, job))})")
     lines.append(f"mkdir -p {shlex.quote(_plain(host_path(plan.cluster, plan.log_dir)))}")
     steps = [_step(plan, layout, job, component) for component in job.components]
@@ -138,7 +140,7 @@ _NODE_OPTIONS = _MEMORY | frozenset(
 
 
 def _node_options(plan: Plan, group: tuple[Component, ...]) -> dict[str, str | None]:
-    gpus = max(c.gpus for c in group)
+    gpus = sum(c.gpus for c in group)  # more than one only where replicas share their nodes
     given = {name: value for name, value in _given(plan).items() if name in _NODE_OPTIONS}
     whole = not plan.options.not_exclusive
     return {
@@ -174,6 +176,8 @@ def _step(plan: Plan, layout: Layout, job: Job, component: Component) -> str:
         f"--ntasks={component.nodes * component.tasks_per_node}",
         f"--ntasks-per-node={component.tasks_per_node}",
     ]
+    if component.mpi:
+        argv.append(f"--mpi={component.mpi}")
     seen = layout.job_dir(job)
     if plan.cluster.uses_containers:
         seen = JOB_TARGET
