@@ -133,11 +133,6 @@ class Plan:
         return str(PurePosixPath(self.log_dir) / f"{job.name}-sbatch.log")
 
 
-def gpus_per_node(group: Sequence[Component]) -> int:
-    """Return how many GPUs components that share nodes need on each: replicas each have their own."""
-    return sum(c.gpus for c in group if c.replica) + max((c.gpus for c in group if not c.replica), default=0)
-
-
 def shell(line: str | None) -> tuple[Argv, ...]:
     """Return the commands that run a line of shell: one, or none where there is no line."""
     return (("bash", "-c", line),) if line else ()
