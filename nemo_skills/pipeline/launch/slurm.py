@@ -50,7 +50,8 @@ class _Ground:
 
 def render(plan: Plan) -> tuple[RenderedJob, ...]:
     """Return all scripts, with placeholders for what only a submission knows."""
-    layout = Layout(exp_dir=f"{job_dir(plan.cluster)}/{plan.expname}/ID", code_dir="CODE")
+    root = job_dir(plan.cluster)
+    layout = Layout(exp_dir=f"{root}/{plan.expname}/ID", code_dir=f"{root}/code/DIGEST")
     return tuple(
         RenderedJob(
             job.name, tuple(RenderedFile(name, text) for name, text in render_job(plan, layout, job).files)
