@@ -303,3 +303,120 @@ def test_an_address_for_other_nodes() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))  # it is one of this machine's
     assert launch.advertised_host("node7") == "node7"
+
+
+# Says where it meets the others, and stays until the file `end-<node rank>` holds its exit code
+TOGETHER = """
+import os, sys, time
+me, folder, *told = sys.argv[1:]
+with open(f"{folder}/told-{me}.tmp", "w") as file:
+    file.write(" ".join([*told, os.environ["ADDRESS"]]))
+os.rename(file.name, file.name[:-4])
+while not os.path.exists(f"{folder}/end-{me}"):
+    time.sleep(0.02)
+sys.exit(int(open(f"{folder}/end-{me}").read()))
+"""
+
+
+class Team:
+    """The launchers of one server's processes, the later ones first."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        script = folder / "together.py"
+        script.write_text(TOGETHER)
+        words = ["{node_rank}", str(folder), "{head}", "{head_port}"]
+        worker = json.dumps(["python", str(script), *words, "worker"])
+        command = [sys.executable, str(LAUNCHER), "--tasks", str(size), "--worker", worker]
+        command += ["--advertise", "auto", "--env", "ADDRESS={address}", "--", "python", str(script), *words]
+        self.launchers = []
+        for rank in reversed(range(size)):
+            env = os.environ | {"NS_RUN_DIR": str(folder), "SLURM_PROCID": str(rank)}
+            log = (folder / f"log-{rank}").open("wb")
+            self.launchers.insert(0, subprocess.Popen(command, env=env, stdout=log, stderr=log))
+
+    def told(self, rank: int) -> list[str]:
+        until((self.folder / f"told-{rank}").exists)
+        return (self.folder / f"told-{rank}").read_text().split()
+
+    def finish(self, rank: int, code: int) -> int:
+        (self.folder / "end.tmp").write_text(str(code))
+        (self.folder / "end.tmp").rename(self.folder / f"end-{rank}")
+        return self.launchers[rank].wait(timeout=20)
+
+
+@pytest.fixture
+def team(weird_tmp_path: Path) -> Iterator[Team]:
+    found = Team(weird_tmp_path, 3)
+    yield found
+    for launcher in found.launchers:
+        launcher.terminate()
+        launcher.wait(timeout=20)
+
+
+def test_the_processes_of_a_server_meet_at_the_first(team: Team) -> None:
+    head, port, address = team.told(0)
+    assert head == address == launch.advertised_host("auto")
+    assert int(port) in launch.PORTS
+    for rank in (1, 2):
+        assert team.told(rank) == [head, port, "worker", address]
+    [published] = read_published(team.folder)
+    assert published.host == head
+    assert published.port != int(port)
+    with pytest.raises(SystemExit, match="no free port"):  # nobody else gets it meanwhile
+        launch.Reservation([other for other in launch.PORTS if other != int(port)])
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 0), (0, 3), (2, 0), (2, 3)])
+def test_no_process_of_a_server_ends_well_alone(team: Team, rank: int, code: int) -> None:
+    team.told(rank)
+    assert team.finish(rank, code) == (code or 1)
+    [published] = read_published(team.folder)
+    assert published.exited == (rank == 0)
+
+
+def test_processes_that_wait_for_the_first_end_when_asked(weird_tmp_path: Path) -> None:
+    env = os.environ | {"NS_RUN_DIR": str(weird_tmp_path), "SLURM_PROCID": "1"}
+    command = [sys.executable, str(LAUNCHER), "--tasks", "2", "--", "touch", str(weird_tmp_path / "ran")]
+    launcher = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    assert launcher.poll() is None
+    launcher.terminate()
+    assert launcher.wait(timeout=5) == 1
+    assert not (weird_tmp_path / "ran").exists()
+    assert read_published(weird_tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "own"),
+    [
+        (0, None, "0,1"),
+        (2, None, "4,5"),
+        (1, "7,3,5,1,0,2", "5,1"),
+        (2, "GPU-a,GPU-b,GPU-c,GPU-d,GPU-e,GPU-f,GPU-g", "GPU-e,GPU-f"),
+        (1, "0,1", None),
+    ],
+)
+def test_replicas_share_the_gpus_of_a_node(index: int, visible: str | None, own: str | None) -> None:
+    options = launch.parse(["--count", "3", "--index", str(index), "--gpus", "2", "--", "serve"])
+    assert launch.own_gpus(options, visible) == own
+
+
+@pytest.mark.parametrize("visible", ["", "0,1,2,3,4"])
+def test_too_few_gpus_for_all_replicas(visible: str) -> None:
+    options = launch.parse(["--count", "3", "--gpus", "2", "--", "serve"])
+    with pytest.raises(SystemExit, match="need 6 GPUs"):
+        launch.own_gpus(options, visible)
+
+
+def test_a_server_alone_keeps_what_it_sees() -> None:
+    assert launch.own_gpus(launch.parse(["--gpus", "2", "--", "serve"]), "0,1,2,3") is None
+    assert launch.own_gpus(launch.parse(["--count", "3", "--", "serve"]), "0,1,2,3") is None
+
+
+def test_the_share_arrives(start: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    code = "import os; print('mine:', os.environ['CUDA_VISIBLE_DEVICES'])"
+    one = start(code, options=("--count", "2", "--index", "1", "--gpus", "2"))
+    assert one.process.wait(timeout=10) == 0
+    assert "mine: 6,7" in one.log.read_text()
