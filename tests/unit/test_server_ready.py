@@ -85,6 +85,28 @@ def test_given_addresses_in_their_order() -> None:
     assert found[0].base_url.endswith("/v1")
 
 
+def test_a_replica_that_never_starts_leaves_the_work_to_the_others(
+    weird_tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(urls: list[str]) -> list[Endpoint]:
+        publish(weird_tmp_path, 0, count=3, state="exited", exit_code=7, port=None)
+        publish(weird_tmp_path, 1, count=3, port=port(urls[0]))
+        publish(weird_tmp_path, 2, count=3, port=port(urls[1]))
+        return await wait_until_ready(target(), run_dir=weird_tmp_path)
+
+    found = with_servers(scenario, StubOptions(model="m"), StubOptions(model="m"))
+    assert len({endpoint.base_url for endpoint in found}) == 2
+    assert "one of 3 servers is missing" in caplog.text
+    assert "exit code 7" in caplog.text
+
+
+def test_no_replica_starts(weird_tmp_path: Path) -> None:
+    for index in (0, 1):
+        publish(weird_tmp_path, index, count=2, state="exited", exit_code=7 + index)
+    with pytest.raises(UserError, match="exit code 7"):
+        asyncio.run(wait_until_ready(target(), run_dir=weird_tmp_path))
+
+
 def test_a_refused_connection_ends_after_its_own_deadline() -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match=r"cannot be reached .*Is the server running"):

@@ -16,7 +16,13 @@ from nemo_skills.pipeline.launch.supervise import HELPER_GRACE_S, Process, run_j
 def _process(folder: Path, name: str, script: str) -> Process:
     path = folder / f"{name}.sh"
     path.write_text(script)
-    return Process(name=name, script=path, log=folder / "logs" / f"{name}.log", is_main=name == "main")
+    return Process(
+        name=name,
+        script=path,
+        log=folder / "logs" / f"{name}.log",
+        is_main=name == "main",
+        replica=name.startswith("replica"),
+    )
 
 
 def _run(folder: Path, **scripts: str) -> None:
@@ -52,6 +58,27 @@ def test_dead_server_ends_the_job_and_shows_its_last_words(weird_tmp_path: Path)
     with pytest.raises(JobFailedError, match="out of memory, sadly") as failure:
         _run(weird_tmp_path, server="echo out of memory, sadly; exit 0", main="exec sleep 1000")
     assert failure.value.exit_code == 1
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_a_job_goes_on_while_one_replica_lives(
+    weird_tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _run(weird_tmp_path, replica0="exit 3", replica1="exec sleep 1000", replica2="exit 0", main="sleep 1")
+    assert "replica0 ended with exit code 3" in caplog.text
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_the_last_replica_ends_the_job(weird_tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="goodbye") as failure:
+        _run(weird_tmp_path, replica0="exit 0", replica1="sleep 1; echo goodbye", main="exec sleep 1000")
+    assert failure.value.exit_code == 1
+    assert _survivors(weird_tmp_path) == []
+
+
+def test_what_is_no_replica_ends_the_job_as_ever(weird_tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="sandbox ended"):
+        _run(weird_tmp_path, replica0="exec sleep 1000", sandbox="exit 0", main="exec sleep 1000")
     assert _survivors(weird_tmp_path) == []
 
 

@@ -177,7 +177,7 @@ class Launcher:
             return 127, False
         guard.tell(child.pid)
         self._publication.write(state="starting", port=port, pid=child.pid, exit_code=None)
-        _say(f"{self.title} starts on port {port}, process {child.pid}")
+        _say(f"{title(options)} starts on port {port}, process {child.pid}")
         while child.poll() is None and not self._stop:
             time.sleep(POLL_S)
         quick = time.monotonic() - started < options.port_conflict_within
@@ -186,11 +186,11 @@ class Launcher:
         lost = quick and code != 0 and not self._stop and (port_taken(port) or _blames_port(log_start))
         return (128 - code if code < 0 else code), lost
 
-    @property
-    def title(self) -> str:
-        """What messages call this process."""
-        part = f" (process {self._rank} of {self._options.tasks})" if self._together else ""
-        return f"{self._options.name}{part}"
+
+def title(options: argparse.Namespace) -> str:
+    """Return what messages call this process."""
+    part = f" (process {rank_of(options)} of {options.tasks})" if options.tasks > 1 else ""
+    return f"{options.name}{part}"
 
 
 def rank_of(options: argparse.Namespace) -> int:
@@ -303,16 +303,15 @@ def main(args: list[str] | None = None) -> int:
     options = parse(args)
     host = advertised_host(options.advertise)
     publication = Publication(options, host, rank=rank_of(options))
-    launcher = Launcher(options, publication, host)
     code = 1
     try:
-        code = launcher.run()
+        code = Launcher(options, publication, host).run()
     except OSError as err:  # a full disk, no more processes; the guard ends what has been started
-        _say(f"cannot launch {launcher.title}: {err}")
+        _say(f"cannot launch {title(options)}: {err}")
     finally:
         with contextlib.suppress(OSError):
             publication.write(state="exited", exit_code=code)
-    _say(f"{launcher.title} ended with exit code {code}")
+    _say(f"{title(options)} ended with exit code {code}")
     return code
 
 

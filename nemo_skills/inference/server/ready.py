@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
+_T = TypeVar("_T")
 _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 10.0
 _REPORT_EVERY_S = 30.0
@@ -135,7 +136,7 @@ class _Patience:
 
 
 async def wait_until_ready(server: ServerTarget, *, run_dir: Path | None) -> list[Endpoint]:
-    """Wait until every server answers and has the model.
+    """Wait until every server answers and has the model; of the job's own servers one is enough.
 
     Raises:
         UserError: no address, a server that ended, refuses connections or stays unready, an unknown model.
@@ -152,7 +153,7 @@ async def wait_until_ready(server: ServerTarget, *, run_dir: Path | None) -> lis
             raise UserError("no server to talk to: give server.address, or run inside a job that hosts one")
         count = await _count_published(server, run_dir)
         probe = _Probe(session)
-        return await _all([_own(probe, server, run_dir, index) for index in range(count)])
+        return await _replicas([_own(probe, server, run_dir, index) for index in range(count)])
 
 
 def base_url(address: str) -> str:
@@ -183,7 +184,25 @@ def environment_proxy(url: str) -> str | None:
     return urllib.request.getproxies().get(parts.scheme)
 
 
-async def _all(waits: Sequence[Coroutine[Any, Any, Endpoint]]) -> list[Endpoint]:
+async def _replicas(waits: Sequence[Coroutine[Any, Any, Endpoint]]) -> list[Endpoint]:
+    """Wait for all; the work of those that fail is left to the others, if there are any."""
+    outcomes = await _all([_outcome(wait) for wait in waits])
+    failed = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
+    if len(failed) == len(outcomes):
+        raise failed[0]
+    for error in failed:
+        LOG.warning("one of %d servers is missing: %s", len(outcomes), error)
+    return [outcome for outcome in outcomes if isinstance(outcome, Endpoint)]
+
+
+async def _outcome(wait: Coroutine[Any, Any, Endpoint]) -> Endpoint | UserError:
+    try:
+        return await wait
+    except UserError as error:
+        return error
+
+
+async def _all(waits: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
     """Wait for all; the first failure ends the others."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
