@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,20 @@ def new_record(plan: Plan) -> Record:
     return Record.of(plan, new_id(plan.expname), state=RUNNING)
 
 
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Keep our handlers, which blank out secrets: an experiment puts its own in their place."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        # when it is gone it removes the first handler, whichever that is
+        root.handlers[:] = [logging.NullHandler(), *handlers]
+        root.setLevel(level)
+        logging.getLogger("nemo_run").setLevel(logging.WARNING)
+
+
 def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
     """Run all jobs and keep the record up to date.
 
@@ -66,15 +81,16 @@ def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
     """
     import nemo_run
 
-    experiment = nemo_run.Experiment(
-        record.expname,
-        id=record.id,
-        executor=nemo_run.LocalExecutor(),
-        log_level="WARNING",
-        clean_mode=True,
-        enable_goodbye_message=False,
-        skip_status_at_exit=True,
-    )
+    with _own_logging():
+        experiment = nemo_run.Experiment(
+            record.expname,
+            id=record.id,
+            executor=nemo_run.LocalExecutor(),
+            log_level="WARNING",
+            clean_mode=True,
+            enable_goodbye_message=False,
+            skip_status_at_exit=True,
+        )
     record = dataclasses.replace(record, exp_dir=str(_job_folder(jobs[0].run_dir).parent))
     with experiment:
         for job in jobs:
