@@ -78,7 +78,7 @@ def _cancel(name: str, where: WhereOptions) -> list[JobStatus]:
     records = attempts([name])
     ended = []
     for config in dict.fromkeys(record.config for record in records if record.executor == "slurm"):
-        ended += _cancel_on_slurm([r for r in records if r.executor == "slurm" and r.config == config], where)
+        ended += cancel_on_slurm([r for r in records if r.executor == "slurm" and r.config == config], where)
     for record in records:
         if record.executor != "slurm" and record.state == RUNNING:
             ended += _cancel_here(record)
@@ -87,7 +87,12 @@ def _cancel(name: str, where: WhereOptions) -> list[JobStatus]:
     return ended
 
 
-def _cancel_on_slurm(records: Sequence[Record], where: WhereOptions) -> list[JobStatus]:
+def cancel_on_slurm(records: Sequence[Record], where: WhereOptions) -> list[JobStatus]:
+    """Cancel all jobs of experiments of one cluster, and wait until they are gone.
+
+    Raises:
+        UserError: the cluster cannot be reached, or a job does not end.
+    """
     jobs = [(record, job) for record in records for job in record.jobs if job.slurm_id]
     folders = "\n".join(f"{record.exp_dir}/{job.name}" for record, job in jobs)
     ids = ",".join(job.slurm_id or "" for _, job in jobs)

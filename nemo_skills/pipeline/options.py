@@ -159,3 +159,13 @@ class CommandOptions(ResourceOptions):
     """Command."""
 
     container: str = option("nemo-skills", "Container that it runs in: a role of the cluster config.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunnelOptions:
+    """Tunnel."""
+
+    create_tunnel: bool = option(False, "Let a server on a cluster answer on this machine, through ssh.")
+    tunnel_port: int = option(
+        0, "Port of this machine for it, instead of the server's own or any that is free.", minimum=0
+    )

@@ -53,12 +53,12 @@ def wait(folder: Path) -> str:
     started = reported = time.monotonic()
     while True:
         entries = published(folder)
-        gone = [entry for entry in entries if entry.get("state") == "exited"]
-        if gone:
-            sys.exit("wait: the {name} server ended with exit code {exit_code}".format(**gone[0]))
+        alive = [entry for entry in entries if entry.get("state") != "exited"]
         complete = entries and len(entries) >= max(int(str(e.get("count", 1))) for e in entries)
-        if complete and all(map(is_ready, entries)):
-            return ",".join("http://{host}:{port}/v1".format(**entry) for entry in entries)
+        if complete and not alive:
+            sys.exit("wait: the {name} server ended with exit code {exit_code}".format(**entries[0]))
+        if complete and all(map(is_ready, alive)):
+            return ",".join("http://{host}:{port}/v1".format(**entry) for entry in alive)
         now = time.monotonic()
         if now - reported >= _REPORT_EVERY_S:
             reported = now

@@ -116,6 +116,12 @@ class SshTunnel(ShellTunnel):
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise TunnelError(f"cannot forward port {local_port} over {self.where}: {reason}")
 
+    def stop_forwarding(self, local_port: int, host: str, port: int) -> None:
+        """Undo `forward`: a connection that the user has opened would keep it."""
+        route = f"127.0.0.1:{local_port}:{host}:{port}"
+        argv = [*self._client(), "-O", "cancel", "-L", route, "--", self._host]
+        subprocess.run(argv, capture_output=True, check=False)
+
     def _argv(self) -> tuple[str, ...]:
         self.connect()
         return (*self._client(), "--", self._host, REMOTE_COMMAND)
