@@ -11,6 +11,7 @@ from nemo_skills.core.jsonl._reader import (
     parse_row,
     row_check,
 )
+from nemo_skills.core.jsonl._shards import Shards
 from nemo_skills.core.jsonl._splice import add_fields
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Journal",
     "Line",
     "Repair",
+    "Shards",
     "add_fields",
     "atomic_output",
     "check_input",
