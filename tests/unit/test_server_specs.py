@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,6 +205,31 @@ def test_the_launcher_fills_in_all_places(name: str) -> None:
     assert re.findall(r"\{\w+\}", filled) == []
     if not name.startswith("trtllm"):  # whose processes Slurm's MPI brings together
         assert "10.0.0.1" in filled
+
+
+def test_on_ray_workers_wait_for_the_head_and_the_server_comes_last(weird_tmp_path: Path) -> None:
+    python = weird_tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(weird_tmp_path / "calls"))}\n')
+    python.chmod(0o755)
+    options = {"advertise": "127.0.0.1"}
+    request = server_request(ServerOptions(**{"model": "m", **GOLDENS["vllm_2_nodes_ray"]}))
+    parsed = launch.parse([*launcher_args(get_server("vllm"), request, **options)])
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        values = launch.placeholders(parsed, 1, "127.0.0.1", Meeting(*head.getsockname()))
+        values["python"] = str(python)
+        first, later = ([launch.fill(w, values) for w in words] for words in (parsed.command, parsed.worker))
+        with subprocess.Popen(later) as worker:
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.wait(timeout=0.5)
+            subprocess.run(first, check=True)
+            head.listen()
+            assert worker.wait(timeout=10) == 0
+    started, served, joined = (weird_tmp_path / "calls").read_text().splitlines()
+    assert f"start --head --node-ip-address=127.0.0.1 --port={values['head_port']}" in started
+    assert served.startswith("-m vllm.entrypoints.cli.main serve m ")
+    assert f"start --address=127.0.0.1:{values['head_port']}" in joined
+    assert joined.endswith("--block")
 
 
 def test_listing_types_loads_none() -> None:
