@@ -47,10 +47,10 @@ class Place:
         """Run a command of `ns` in this process; returns its exit code."""
         return cli.main([command, *words])
 
-    def run_cmd(self, *words: str) -> int:
+    def run_cmd(self, *words: str, expname: str = "run_cmd") -> int:
         """Run `ns run_cmd` and wait until its job has ended; returns the exit code of ns."""
-        code = self.ns("run_cmd", *self.cluster, *words)
-        self.wait()
+        code = self.ns("run_cmd", *self.cluster, f"--expname={expname}", *words)
+        self.wait(expname)
         return code
 
     def wait(self, expname: str = "run_cmd", timeout_s: float = 90.0) -> None:

@@ -21,6 +21,8 @@ VARIABLE = "NS_SERVER_ADDRESS"
 _POLL_S = 0.2
 _TIMEOUT_S = 5.0
 _REPORT_EVERY_S = 30.0
+_TAIL_BYTES = 64000
+_TAIL_LINES = 15
 # a proxy of the user's environment must not come between processes of one job
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -48,6 +50,18 @@ def is_ready(entry: dict[str, object]) -> bool:
         return False
 
 
+def obituary(entry: dict[str, object]) -> str:
+    """Return how a server ended, with the last lines of its log."""
+    text = "wait: the {name} server ended with exit code {exit_code}".format(**entry)
+    try:
+        with Path(str(entry.get("log"))).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    except OSError:
+        return text
+    return "\n".join([f"{text}; the end of its log {entry['log']}:", *(f"  | {line}" for line in lines)])
+
+
 def wait(folder: Path) -> str:
     """Return the addresses of all servers once each of them answers."""
     started = reported = time.monotonic()
@@ -56,7 +70,7 @@ def wait(folder: Path) -> str:
         alive = [entry for entry in entries if entry.get("state") != "exited"]
         complete = entries and len(entries) >= max(int(str(e.get("count", 1))) for e in entries)
         if complete and not alive:
-            sys.exit("wait: the {name} server ended with exit code {exit_code}".format(**entries[0]))
+            sys.exit(obituary(entries[0]))
         if complete and all(map(is_ready, alive)):
             return ",".join("http://{host}:{port}/v1".format(**entry) for entry in alive)
         now = time.monotonic()

@@ -119,7 +119,8 @@ class SshTunnel(ShellTunnel):
     def stop_forwarding(self, local_port: int, host: str, port: int) -> None:
         """Undo `forward`: a connection that the user has opened would keep it."""
         route = f"127.0.0.1:{local_port}:{host}:{port}"
-        argv = [*self._client(), "-O", "cancel", "-L", route, "--", self._host]
+        argv = ["ssh", "-oClearAllForwardings=no", *self._client()[1:], "-O", "cancel", "-L", route]
+        argv += ["--", self._host]
         subprocess.run(argv, capture_output=True, check=False)
 
     def _argv(self) -> tuple[str, ...]:
