@@ -9,10 +9,12 @@ import pytest
 from nemo_skills.pipeline.cluster.ssh import SshTunnel
 from tests.integration.docker_jobs import DockerUser
 from tests.integration.processes import processes_naming
+from tests.integration.slurm_jobs import BARE, SlurmUser
 from tests.services import sshd
 from tests.services.docker import DockerEngine
 from tests.services.process import missing_programs
 from tests.services.require import require
+from tests.services.slurm import SlurmCluster
 from tests.services.sshd import SshServer
 
 
@@ -44,3 +46,17 @@ def docker_user(
     yield user
     assert user.containers() == []
     assert processes_naming("docker run", str(weird_tmp_path)) == {}
+
+
+@pytest.fixture
+def slurm_user(
+    slurm_cluster: SlurmCluster, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SlurmUser]:
+    """Someone on the login node of a cluster without containers, who leaves no job behind."""
+    monkeypatch.setenv("SLURM_CONF", slurm_cluster.env["SLURM_CONF"])
+    user = SlurmUser(slurm_cluster, weird_tmp_path)
+    user.use(BARE)
+    monkeypatch.chdir(user.repository)
+    yield user
+    if queued := user.queued():
+        slurm_cluster.command("scancel", *queued)

@@ -232,6 +232,8 @@ class SlurmCluster:
     def release(self, job_id: int) -> None:
         """Let a requeued job start now: Slurm makes it wait for two minutes."""
         self.wait_job(job_id, "PENDING")
+        # a node takes a job for killed that comes again within the second in which it was ended
+        time.sleep(1.1)
         self.scontrol("update", f"JobId={job_id}", "StartTime=now")
 
     def start_slurmctld(self) -> None:

@@ -1,13 +1,14 @@
 """Where the files of an experiment lie on a cluster, and how its components see them."""
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.mounts import Mount, MountTable, normalise_path
-from nemo_skills.pipeline.launch.plan import Component, Job, Plan, Word
+from nemo_skills.pipeline.launch.plan import Argv, Component, Job, Plan
 from nemo_skills.pipeline.launch.render import Site
 
 CODE_TARGET = "/nemo_run/code"
@@ -78,7 +79,11 @@ def with_local_code(component: Component, code_dir: str) -> Component:
     This is the one exception to passing words on as they are.
     """
 
-    def real(word: Word) -> Word:
-        return _CODE_IN_TEXT.sub(lambda _: code_dir, word) if isinstance(word, str) else word
+    def real(argv: Argv) -> Argv:
+        # in a line of shell the folder's name must not fall apart
+        quoted = shlex.quote(code_dir) if argv[:2] == ("bash", "-c") else code_dir
+        return tuple(
+            _CODE_IN_TEXT.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv
+        )
 
-    return replace(component, commands=tuple(tuple(map(real, argv)) for argv in component.commands))
+    return replace(component, commands=tuple(map(real, component.commands)))

@@ -28,7 +28,7 @@ Word = str | Interpreter | CodePath
 Argv = tuple[Word, ...]
 
 PYTHON = Interpreter.PYTHON
-_EXPNAME = re.compile(r"[A-Za-z0-9][\w.+=@-]*", re.ASCII)
+_EXPNAME = re.compile(r"\w[\w .+=@()-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +106,11 @@ class Plan:
     """Slurm's ids of queued jobs whose work these jobs take over."""
 
     def __post_init__(self) -> None:
-        # it names folders and jobs, on machines and in programs that each have their own idea of blanks
+        # it names folders, files and jobs everywhere
         if not _EXPNAME.fullmatch(self.expname):
             raise UserError(
-                f"--expname={self.expname}: use letters, digits and . _ + = @ -, with a letter or digit first"
+                f"--expname={self.expname}: use letters, digits, blanks and . _ + = @ ( ) - only,"
+                " with a letter or digit first"
             )
 
     def partition(self, job: Job) -> str | None:

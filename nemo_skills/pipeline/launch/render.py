@@ -73,6 +73,9 @@ def render_component(component: Component, site: Site) -> str:
     if site.work_dir:
         lines.append(f"cd {shlex.quote(site.work_dir)}")
     *first, last = component.commands
+    if first:
+        # without a trap the shell would end at once, and with it the step of a command that saves its work
+        lines.append("trap : TERM")
     lines += [render_argv(argv, site) for argv in first]
     # exec: signals and the exit code reach and leave the last command without a shell in between
     lines.append(f"exec {render_argv(last, site)}")

@@ -93,9 +93,8 @@ first_gone() {
   for i in "${!pids[@]}"; do alive "$i" && living+=("${pids[i]}"); done
   for i in "${replicas[@]}"; do alive "$i" && left=1; done
   for first in "${!pids[@]}"; do
-    alive "$first" && continue
+    [[ ${lost[first]} ]] || alive "$first" && continue
     [[ $left && " ${replicas[*]} " == *" $first "* ]] || return 0
-    [[ ${lost[first]} ]] && continue
     exit_code "$first"
     say "${names[first]} ended with exit code $?; the job goes on with the others like it"
     lost[first]=1
