@@ -1,16 +1,14 @@
-"""One pooled HTTP session for all requests, with retries."""
+"""Asks servers, and tries again where that can help."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-from yarl import URL
-
-from nemo_skills.core.log import get_logger
 from nemo_skills.inference.endpoints import EndpointPool, EndpointState
-from nemo_skills.inference.request import Answer, RequestFormat
+from nemo_skills.inference.http import BrokenConnectionError, NoConnectionError, Poster, Target
+from nemo_skills.inference.request import Reply, RequestFormat
 from nemo_skills.inference.retry import (
     FATAL,
     Attempts,
@@ -24,125 +22,137 @@ from nemo_skills.inference.retry import (
 
 _CONNECT_S = 30.0
 _SILENCE_S = 5.0
-_log = get_logger(__name__)
+_OK = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
     """How requests are made."""
 
-    concurrency: int
     request_timeout_s: float
     retry: RetryPolicy
     api_key: str | None = field(default=None, repr=False)
-    api_key_hint: str = ""
-    """Where the key comes from, for error messages."""
 
 
 class Client:
     """Asks a pool of servers; use it as an async context manager."""
 
     def __init__(self, pool: EndpointPool, requests: RequestFormat, settings: ClientSettings) -> None:
-        self._pool = pool
+        self.pool = pool
+        self.retries = 0
+        self.resting = 0
+        """Requests that wait for their next attempt."""
+        self.prompt_tokens = 0
+        self.last_error = ""
         self._requests = requests
         self._settings = settings
-        self._urls = {id(s): URL(s.endpoint.base_url + requests.path) for s in pool.states}
-        self._session: aiohttp.ClientSession | None = None
-        self.retries = 0
-        self.last_error = ""
-        self.in_flight = 0
+        self._posters: dict[int, Poster] = {}
 
     async def __aenter__(self) -> Self:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._settings.api_key:
-            headers["Authorization"] = f"Bearer {self._settings.api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._settings.concurrency, ttl_dns_cache=300, keepalive_timeout=30.0
-            ),
-            timeout=aiohttp.ClientTimeout(
-                total=self._settings.request_timeout_s,
-                sock_connect=min(_CONNECT_S, self._settings.request_timeout_s),
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-        )
+        self._posters = {id(state): Poster(self._target(state)) for state in self.pool.states}
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.close()
+        for poster in self._posters.values():
+            poster.close()
 
-    async def ask(self, prompt: bytes, position: int, turn: int = 0) -> Answer:
-        """Return the answer to an encoded prompt, trying again where that can help.
+    def _target(self, state: EndpointState) -> Target:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._settings.api_key:
+            headers["Authorization"] = f"Bearer {self._settings.api_key}"
+        return Target(
+            url=state.endpoint.base_url + self._requests.path,
+            headers=headers,
+            proxy=state.endpoint.proxy,
+            connect_s=min(_CONNECT_S, self._settings.request_timeout_s),
+            total_s=self._settings.request_timeout_s,
+        )
+
+    async def ask(self, prompt: bytes, place: tuple[int, int], max_tokens: int | None = None) -> Reply:
+        """Return the answers to an encoded prompt, trying again where that can help.
+
+        Args:
+            prompt: the prompt as `RequestFormat.encode` makes it.
+            place: position of the row and number of its turn, for its seed.
+            max_tokens: a shorter answer than configured.
 
         Raises:
             RowFailedError: this row gets no answer.
             RunStoppedError: no row can get an answer.
         """
-        attempts = Attempts(policy=self._settings.retry)
+        attempts: Attempts | None = None
+        pool = self.pool
         while True:
-            state = self._pool.pick()
-            body = self._requests.body(state.endpoint.model, prompt, position, turn)
-            state.in_flight += 1
-            self.in_flight += 1
+            # who has failed before goes first, or its time would run out behind all the others
+            state = await pool.acquire(len(prompt), first=attempts is not None)
+            started = time.monotonic()
             try:
-                return await self._attempt(state, body)
+                body = self._requests.body(state.endpoint.model, prompt, place, max_tokens)
+                reply = await self._attempt(state, body)
+                pool.finished(state, started, len(prompt), (reply.prompt_tokens, reply.num_tokens or 0))
+                self.prompt_tokens += reply.prompt_tokens
+                return reply
             except RequestError as error:
-                self._stop_if_hopeless(error, state)
-                wait = self._next_wait(attempts, error)
-                self.retries += 1
-                self.last_error = str(error)
+                attempts = attempts or Attempts(policy=self._settings.retry)
+                wait = self._after_failure(error, state, started, attempts)
             finally:
-                state.in_flight -= 1
-                self.in_flight -= 1
-            await asyncio.sleep(wait)
+                pool.release(state)
+            await self._rest(wait)
 
-    async def _attempt(self, state: EndpointState, body: bytes) -> Answer:
-        assert self._session is not None
+    async def _attempt(self, state: EndpointState, body: bytes) -> Reply:
         try:
-            async with self._session.post(
-                self._urls[id(state)], data=body, proxy=state.endpoint.proxy, allow_redirects=False
-            ) as response:
-                status, headers, content = response.status, response.headers, await response.read()
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-            raise RequestError(Kind.retryable, f"broken answer: {error}") from None
-        except aiohttp.ServerTimeoutError as error:
-            self._pool.silent(state)
+            status, headers, content, _ = await self._posters[id(state)].post(body)
+        except NoConnectionError as error:
             raise RequestError(
                 Kind.connection, f"no connection to {state.endpoint.base_url}: {error}"
             ) from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            self._pool.silent(state)
-            raise RequestError(Kind.connection, f"{type(error).__name__}: {error}") from None
+        except BrokenConnectionError as error:
+            raise RequestError(Kind.retryable, f"broken answer: {error}") from None
         except TimeoutError:
             limit = self._settings.request_timeout_s
             raise RequestError(
-                Kind.retryable, f"no answer within {limit:g} s (server.request_timeout_s)"
+                Kind.timeout, f"no answer within {limit:g} s (server.request_timeout_s)"
             ) from None
-        self._pool.answered(state)
-        if status != 200:
+        self.pool.answered(state)
+        if status != _OK:
             raise classify(status, headers, content)
         return self._requests.parse(content)
 
-    def _next_wait(self, attempts: Attempts, error: RequestError) -> float:
+    def _after_failure(
+        self, error: RequestError, state: EndpointState, started: float, attempts: Attempts
+    ) -> float:
+        """Tell the pool, and return how long this row waits for its next attempt."""
+        if error.kind is Kind.busy:
+            self.pool.refused(state, started, error.retry_after)
+        elif error.kind is Kind.timeout:
+            state.limit.overdue(started)
+        elif error.kind is Kind.connection:
+            self.pool.down(state, str(error))
+        elif error.kind in FATAL:
+            where = f"{state.endpoint.base_url}{self._requests.path}"
+            raise RunStoppedError(f"{where} refuses every request: {error}.") from None
         try:
-            return attempts.next_wait(error)
-        except RowFailedError as failed:
-            silent_for = self._pool.silent_for()
+            wait = attempts.next_wait(error)
+        except RowFailedError:
+            silent_for = self.pool.silent_for()
             # not only this row's requests went nowhere: nobody got an answer in all that time
             hopeless = silent_for >= max(_SILENCE_S, attempts.trying_for())
-            if failed.kind is Kind.connection and hopeless:
+            if error.kind is Kind.connection and hopeless:
                 raise RunStoppedError(
                     f"No server has answered for {silent_for:.0f} s; last error: {error}"
                 ) from None
             raise
+        self.retries += 1
+        self.last_error = str(error)
+        return wait
 
-    def _stop_if_hopeless(self, error: RequestError, state: EndpointState) -> None:
-        if error.kind not in FATAL:
-            return
-        where = f"{state.endpoint.base_url}{self._requests.path}"
-        hint = f" {self._settings.api_key_hint}" if error.kind is Kind.auth else ""
-        raise RunStoppedError(f"{where} refuses every request: {error}.{hint}") from None
+    async def _rest(self, seconds: float) -> None:
+        self.resting += 1
+        try:
+            if self.pool.room > 0:
+                self.pool.on_room()
+            await asyncio.sleep(seconds)
+        finally:
+            self.resting -= 1

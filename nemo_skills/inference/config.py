@@ -1,6 +1,7 @@
 """Settings of the generation main: typed, with a line of help for every key."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,8 +10,15 @@ from urllib.parse import urlsplit
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.hydra import MISSING, opt
+from nemo_skills.inference.overflow import CutStrategy
 
 ServerType = Literal["vllm", "hf", "sglang", "trtllm", "nemo", "openai", "stub"]
+_POSITIVE = (
+    "ready_timeout_s", "connect_timeout_s", "request_timeout_s", "retry_max_wait_s", "outage_timeout_s",
+    "requests_per_minute", "tokens_per_minute",
+)  # fmt: skip
+# so that 29 % of 100 rows are 29, whatever floating point makes of it
+_ROUNDING = 1e-9
 
 
 class EndpointType(StrEnum):
@@ -31,6 +39,7 @@ class InferenceConfig:
     min_p: float = opt(0.0, "drop tokens less likely than this share of the likeliest one")
     random_seed: int | None = opt(0, "base seed; when sampling, every row has its own seed made from it")
     tokens_to_generate: int = opt(2048, "longest answer, in tokens")
+    n: int = opt(1, "answers to each request; with more than one, `generation` is a list")
     repetition_penalty: float = opt(1.0, "1.0 is none")
     top_logprobs: int | None = opt(None, "keep log probabilities and that many alternatives of every token")
     endpoint_type: EndpointType = opt(
@@ -47,6 +56,8 @@ class InferenceConfig:
         _require(0 <= self.min_p <= 1, "inference.min_p must be between 0 and 1")
         _require(self.top_k == -1 or self.top_k > 0, "inference.top_k must be positive, or -1 for all tokens")
         _require(self.tokens_to_generate > 0, "inference.tokens_to_generate must be positive")
+        _require(self.n > 0, "inference.n must be positive")
+        _require(self.n == 1 or self.temperature > 0, "inference.n needs inference.temperature above 0")
         _require(
             self.top_logprobs is None or self.top_logprobs >= 0, "inference.top_logprobs must be 0 or more"
         )
@@ -67,11 +78,21 @@ class ServerConfig:
     request_timeout_s: float = opt(3600.0, "longest time for one answer")
     retry_budget_s: float = opt(600.0, "how long a row is tried again, counted from its first failure")
     retry_max_wait_s: float = opt(60.0, "longest pause between two attempts, unless the server asks for more")
+    outage_timeout_s: float = opt(120.0, "stop when no server could be reached for so long")
+    requests_per_minute: float | None = opt(None, "most requests a minute, for hosted services")
+    tokens_per_minute: float | None = opt(None, "most tokens a minute, prompts and answers together")
+    context_limit_retry_strategy: CutStrategy | None = opt(
+        None, "what to cut when a prompt exceeds the model's context; null fails the row"
+    )
+    enable_soft_fail: bool = opt(
+        False, "end well however many rows failed, unless max_failed_rows is set"
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no network."""
-        for name in ("ready_timeout_s", "connect_timeout_s", "request_timeout_s", "retry_max_wait_s"):
-            _require(getattr(self, name) > 0, f"server.{name} must be positive")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"server.{name} must be positive")
         _require(self.retry_budget_s >= 0, "server.retry_budget_s must be 0 or more")
 
     @property
@@ -120,8 +141,11 @@ class GenerateConfig:
     on_bad_row: Literal["error", "skip"] = opt(
         "error", "a line that is not JSON, or lacks what the prompt needs"
     )
-    max_failed_rows: int = opt(0, "end well with up to that many unanswered rows (in <output>.failed.jsonl)")
-    max_concurrent_requests: int = opt(512, "most requests in flight")
+    max_failed_rows: int | float | str | None = opt(
+        None, "end well with up to that many unanswered rows, a number or a share (0.01, 1%)"
+    )
+    max_concurrent_requests: int = opt(512, "most requests in flight; the client finds out how many pay off")
+    adaptive_concurrency: bool = opt(True, "false keeps max_concurrent_requests in flight at all times")
     dry_run: bool = opt(False, "show the first prompts and send nothing")
 
     generation_key: str = opt("generation", "key of the answer in the output")
@@ -137,7 +161,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
         _require(self.max_concurrent_requests > 0, "max_concurrent_requests must be positive")
-        _require(self.max_failed_rows >= 0, "max_failed_rows must be 0 or more")
+        self.allowed_failures(1)
         _require(
             self.max_samples is None or self.max_samples == -1 or self.max_samples > 0,
             "max_samples must be positive; null or -1 takes all rows",
@@ -153,6 +177,10 @@ class GenerateConfig:
             not (self.multi_turn_key and self.prefix_generation_to_response),
             "multi_turn_key and prefix_generation_to_response exclude each other",
         )
+        _require(
+            self.inference.n == 1 or not (self.multi_turn_key or self.prefix_generation_to_response),
+            "inference.n excludes multi_turn_key and prefix_generation_to_response",
+        )
         _require(bool(self.end_reasoning_string), "end_reasoning_string must not be empty")
         _require(self.generation_key != "", "generation_key must not be empty")
 
@@ -160,6 +188,26 @@ class GenerateConfig:
     def row_limit(self) -> int | None:
         """How many rows to take at most."""
         return None if self.max_samples == -1 else self.max_samples
+
+    def allowed_failures(self, total: int) -> int:
+        """Return how many of `total` rows may stay without an answer; whole numbers are rows, others shares.
+
+        Raises:
+            UserError: max_failed_rows is neither.
+        """
+        given = self.max_failed_rows
+        if given is None:
+            # a run without a single answer is a failure all the same
+            return max(0, total - 1) if self.server.enable_soft_fail else 0
+        text = str(given).strip()
+        with suppress(ValueError):
+            if not isinstance(given, float) and (rows := int(text)) >= 0:
+                return rows
+        with suppress(ValueError):
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            if 0 <= share <= 1:
+                return int(total * share + _ROUNDING)
+        raise UserError(f"max_failed_rows={given}: a number of rows, or a share such as 0.01 or 1%.")
 
     @property
     def input_path(self) -> Path:

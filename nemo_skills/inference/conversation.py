@@ -3,16 +3,39 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.client import Client
 from nemo_skills.inference.config import GenerateConfig
+from nemo_skills.inference.overflow import CutStrategy, Overflow, cut, text_length
 from nemo_skills.inference.request import Answer, RequestFormat
+from nemo_skills.inference.retry import Kind, RowFailedError
 from nemo_skills.prompt.utils import Prompt
 
+_CUTS = 24
 Row = Mapping[str, Any]
 Rendered = list[dict[str, Any]] | str
+
+
+class Question(NamedTuple):
+    """A turn of a row, ready to be asked."""
+
+    turn: Row
+    prompt: bytes
+    place: tuple[int, int]
+    """Position of the row and number of the turn."""
+    history: tuple[dict[str, Any], ...] = ()
+
+
+class Asked(NamedTuple):
+    """What came of a question."""
+
+    answers: tuple[Answer, ...]
+    num_tokens: int | None
+    cut: dict[str, Any] | None = None
+    """What had to be left out to fit the model's context."""
 
 
 class Solved(NamedTuple):
@@ -29,6 +52,13 @@ class Conversation:
     config: GenerateConfig
     prompt: Prompt
     requests: RequestFormat
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether an answer is a text and nothing is done to it."""
+        config = self.config
+        special = (config.multi_turn_key, config.prefix_generation_to_response, config.parse_reasoning)
+        return config.inference.n == 1 and not any(special)
 
     def first_prompt(self, row: Row) -> Rendered:
         """Return the first request of a row.
@@ -60,32 +90,82 @@ class Conversation:
     async def solve(self, client: Client, row: Row, first: bytes, position: int) -> Solved:
         """Get the answers to a row, whose first prompt is already encoded."""
         started, clock = time.time(), time.perf_counter()
-        answers = [await client.ask(first, position)]
-        if self.config.multi_turn_key:
-            answers += await self._later_turns(client, row, answers[0], position)
+        config = self.config
+        asked = [await self._ask(client, Question(row, first, (position, 0)))]
+        if config.multi_turn_key:
+            asked += await self._later_turns(client, row, asked[0].answers[0], position)
+        answers = asked[0].answers if len(asked) == 1 else tuple(turn.answers[0] for turn in asked)
         fields = self._answer_fields(row, answers)
-        num_tokens = sum(answer.num_tokens or 0 for answer in answers)
-        if self.config.add_generation_stats:
+        if any(turn.cut for turn in asked):
+            cuts = [turn.cut for turn in asked]
+            fields["context_cut"] = cuts if config.multi_turn_key else cuts[0]
+        num_tokens = _total([turn.num_tokens for turn in asked])
+        if config.add_generation_stats:
             taken = time.perf_counter() - clock
-            known = all(answer.num_tokens is not None for answer in answers)
-            fields |= {
-                "num_generated_tokens": num_tokens if known else None,
-                "finish_reason": _finish_reason(answers),
-                "generation_time": round(taken, 4),
-                "generation_start_time": round(started, 4),
-                "generation_end_time": round(started + taken, 4),
-            }
-        return Solved(fields, num_tokens)
+            fields["num_generated_tokens"] = num_tokens
+            fields["finish_reason"] = (
+                _finish_reason(answers) if config.inference.n == 1 else [a.finish_reason for a in answers]
+            )
+            fields["generation_time"] = round(taken, 4)
+            fields["generation_start_time"] = round(started, 4)
+            fields["generation_end_time"] = round(started + taken, 4)
+        return Solved(fields, num_tokens or 0)
 
-    async def _later_turns(self, client: Client, row: Row, first: Answer, position: int) -> list[Answer]:
+    async def _later_turns(self, client: Client, row: Row, first: Answer, position: int) -> list["Asked"]:
         turns = self.turns(row)
-        answers = [first]
-        history: list[dict[str, Any]] = []
+        asked: list[Asked] = []
+        last, history = first, list[dict[str, Any]]()
         for number in range(1, len(turns)):
-            history += self._said(turns[number - 1], answers[-1])
-            rendered = self.prompt.fill(turns[number], history=history)
-            answers.append(await client.ask(self.requests.encode(rendered), position, number))
-        return answers[1:]
+            history = [*history, *self._said(turns[number - 1], last)]
+            prompt = self.requests.encode(self.prompt.fill(turns[number], history=history))
+            question = Question(turns[number], prompt, (position, number), tuple(history))
+            asked.append(await self._ask(client, question))
+            last = asked[-1].answers[0]
+        return asked
+
+    async def _ask(self, client: Client, question: "Question") -> "Asked":
+        """Ask, and where the context is too short for it, less of it, if that is wanted."""
+        try:
+            reply = await client.ask(question.prompt, question.place)
+            return Asked(reply.answers, reply.num_tokens)
+        except RowFailedError as error:
+            strategy = self.config.server.context_limit_retry_strategy
+            if error.kind is not Kind.context_length or strategy is None:
+                raise
+            return await self._ask_less(client, question, error, strategy)
+
+    async def _ask_less(
+        self, client: Client, question: "Question", error: RowFailedError, strategy: CutStrategy
+    ) -> "Asked":
+        wanted = longest = self.config.inference.tokens_to_generate
+        prefix = self._prefix(question.turn)
+        messages = self.prompt.messages(question.turn, question.history)
+        whole = kept = text_length(messages)
+        for _ in range(_CUTS):
+            overflow = Overflow.read(str(error))
+            if strategy is CutStrategy.reduce_generation:
+                longest = overflow.shorter_answer(longest)
+            else:
+                kept = int(kept * overflow.keep_share(kept, longest))
+            if longest < 1 or kept < 1:
+                break
+            prompt = question.prompt
+            if kept < whole:
+                from_start = strategy is CutStrategy.reduce_prompt_from_start
+                shorter = cut(messages, whole - kept, from_start=from_start)
+                prompt = self.requests.encode(self.prompt.render(shorter, prefix))
+            try:
+                reply = await client.ask(prompt, question.place, longest if longest < wanted else None)
+            except RowFailedError as again:
+                if again.kind is not Kind.context_length:
+                    raise
+                error = again
+                continue
+            lost = {"tokens_to_generate": longest} if longest < wanted else {"characters_cut": whole - kept}
+            return Asked(reply.answers, reply.num_tokens, {"strategy": strategy.value, **lost})
+        raise RowFailedError(
+            Kind.context_length, f"{error} (nothing left to cut by {strategy.value})", error.attempts
+        )
 
     def _said(self, turn: Row, answer: Answer) -> list[dict[str, Any]]:
         """Return what a turn adds to the history; reasoning is not repeated to the model."""
@@ -99,16 +179,20 @@ class Conversation:
         return [*messages, {"role": "assistant", "content": text}]
 
     def _answer_fields(self, row: Row, answers: Sequence[Answer]) -> dict[str, Any]:
-        several = self.config.multi_turn_key is not None
+        config = self.config
+        if self._plain and answers[0].reasoning is None and answers[0].tokens is None:
+            return {config.generation_key: answers[0].text}
+        several = config.multi_turn_key is not None or config.inference.n > 1
         prefix = self._prefix(row)
         texts = [prefix + answer.text for answer in answers]
         reasonings = [answer.reasoning for answer in answers]
         fields: dict[str, Any] = {}
-        if self.config.parse_reasoning:
+        if config.parse_reasoning:
             parts = [self._split(answer, text) for answer, text in zip(answers, texts, strict=True)]
             texts, reasonings = [part.answer for part in parts], [part.reasoning for part in parts]
-            fields["_finished_reasoning"] = all(part.finished for part in parts)
-        fields[self.config.generation_key] = texts if several else texts[0]
+            finished = [part.finished for part in parts]
+            fields["_finished_reasoning"] = finished if config.inference.n > 1 else all(finished)
+        fields[config.generation_key] = texts if several else texts[0]
         if any(reasoning is not None for reasoning in reasonings):
             fields["_reasoning"] = reasonings if several else reasonings[0]
         tokens = [answer.tokens for answer in answers]
@@ -147,6 +231,10 @@ def _text_turn(text: str) -> dict[str, Any]:
     """Let a turn that is plain text fill any shipped prompt."""
     messages = [{"role": "user", "content": text}]
     return {"turn": text, "question": text, "problem": text, "messages": messages}
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _finish_reason(answers: Sequence[Answer]) -> str | None:

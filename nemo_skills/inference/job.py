@@ -12,7 +12,7 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.inference.client import Client, ClientSettings
 from nemo_skills.inference.config import GenerateConfig
 from nemo_skills.inference.conversation import Conversation, Rendered
-from nemo_skills.inference.endpoints import EndpointPool
+from nemo_skills.inference.endpoints import EndpointPool, Load
 from nemo_skills.inference.outputs import DoneMark, FailedRows, OutputPaths
 from nemo_skills.inference.progress import Counts
 from nemo_skills.inference.request import RequestFormat
@@ -24,6 +24,7 @@ from nemo_skills.inference.watch import run_folder
 from nemo_skills.prompt.utils import get_prompt
 
 _SHOWN_PROMPTS = 3
+_SILENCE_S = 5.0
 _log = get_logger(__name__)
 
 
@@ -166,7 +167,7 @@ class Generation:
             async with await self._connect() as client:
                 failed = FailedRows(self.paths.failed)
                 run = Run(
-                    config=self.config, journal=self.journal, failed=failed,
+                    config=self.config, paths=self.paths, journal=self.journal, failed=failed,
                     conversation=self.source.conversation, counts=self.counts, reasons=self.reasons,
                 )  # fmt: skip
                 try:
@@ -190,12 +191,19 @@ class Generation:
         )
         endpoints = await wait_until_ready(target, run_dir=run_folder())
         settings = ClientSettings(
-            concurrency=self.config.max_concurrent_requests,
             request_timeout_s=server.request_timeout_s,
             retry=RetryPolicy(budget_s=server.retry_budget_s, max_wait_s=server.retry_max_wait_s),
             api_key=key,
         )
-        return Client(EndpointPool(endpoints), self.source.conversation.requests, settings)
+        load = Load(
+            most_in_flight=self.config.max_concurrent_requests,
+            adaptive=self.config.adaptive_concurrency,
+            requests_per_minute=server.requests_per_minute,
+            tokens_per_minute=server.tokens_per_minute,
+            longest_answer=self.config.inference.tokens_to_generate,
+            outage_s=max(_SILENCE_S, min(server.outage_timeout_s, server.retry_budget_s)),
+        )
+        return Client(EndpointPool(endpoints, load), self.source.conversation.requests, settings)
 
     def finish(self) -> None:
         """Write the output, once the rows are there.
@@ -203,7 +211,7 @@ class Generation:
         Raises:
             UserError: too many rows got no answer, or the disk is full.
         """
-        failed, allowed = self.counts.failed, self.config.max_failed_rows
+        failed, allowed = self.counts.failed, self.config.allowed_failures(self.counts.total)
         if self.source.skipped:
             _log.warning("%d bad rows were left out.", self.source.skipped)
         if failed:
@@ -220,6 +228,7 @@ class Generation:
         self.journal.finalise(self.paths.output, rows)
         DoneMark(rows=rows, failed=failed, skipped=self.source.skipped).write(self.paths.done)
         self.journal.remove()
+        self.paths.progress.unlink(missing_ok=True)
         _log.info("%d rows are in %s.", rows, self.paths.output)
 
 

@@ -41,6 +41,11 @@ class OutputPaths:
         return self.output.with_name(f"{self.output.stem}.failed{self.output.suffix}")
 
     @property
+    def progress(self) -> Path:
+        """Says how far a run is, while it lasts and after it stopped; `report.py` describes it."""
+        return self.output.with_name(f"{self.output.stem}.progress.json")
+
+    @property
     def complete(self) -> bool:
         """Whether an earlier run has finished this output."""
         return self.done.exists() and self.output.exists()

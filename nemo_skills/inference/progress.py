@@ -6,11 +6,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nemo_skills.core.log import get_logger
+from nemo_skills.inference.endpoints import ServerStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,9 +33,17 @@ class Counts:
     finished: int = 0
     failed: int = 0
     tokens: int = 0
+    """Generated ones."""
+    prompt_tokens: int = 0
     retries: int = 0
     last_error: str = ""
     """Why the last request was tried again."""
+    in_flight: int = 0
+    limit: int = 0
+    """How many requests may be in flight now."""
+    resting: int = 0
+    """Rows that wait for their next attempt."""
+    servers: list[ServerStatus] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
 
@@ -50,23 +59,38 @@ class Display(Protocol):
         """Leave a clean screen behind."""
 
 
+class Speed(NamedTuple):
+    """What happens in a second."""
+
+    rows: float
+    tokens: float
+    prompt_tokens: float
+    left_s: float | None
+    """Seconds to the end, if they can be told."""
+
+
 class Rates:
     """Speed over the last minute or so, which says more about the rest than the mean since the start."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)
+        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_WINDOW)
 
-    def update(self, counts: Counts) -> tuple[float, float, float | None]:
-        """Return rows per second, tokens per second, and seconds left if they can be told."""
+    def update(self, counts: Counts) -> Speed:
+        """Take the counts into account."""
         now, answered = time.monotonic(), counts.finished + counts.failed
         if not self._samples:
-            self._samples.append((counts.started, 0, 0))
-        then, answered_then, tokens_then = self._samples[0]
-        self._samples.append((now, answered, counts.tokens))
+            self._samples.append((counts.started, 0, 0, 0))
+        then, answered_then, tokens_then, prompts_then = self._samples[0]
+        self._samples.append((now, answered, counts.tokens, counts.prompt_tokens))
         seconds = max(now - then, 1e-6)
-        rows_rate = (answered - answered_then) / seconds
+        rows = (answered - answered_then) / seconds
         left = counts.total - counts.resumed - answered
-        return rows_rate, (counts.tokens - tokens_then) / seconds, left / rows_rate if rows_rate > 0 else None
+        return Speed(
+            rows,
+            (counts.tokens - tokens_then) / seconds,
+            (counts.prompt_tokens - prompts_then) / seconds,
+            left / rows if rows > 0 else None,
+        )
 
 
 class LogDisplay:
@@ -84,7 +108,7 @@ class LogDisplay:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _LINE_S
-        rows, tokens, left = self._rates.update(counts)
+        rows, tokens, _, left = self._rates.update(counts)
         done = counts.resumed + counts.finished
         failed = f", {counts.failed} failed" if counts.failed else ""
         _log.info(
@@ -122,7 +146,7 @@ class BarDisplay:
 
     def show(self, counts: Counts) -> None:
         """Redraw."""
-        rows, tokens, left = self._rates.update(counts)
+        rows, tokens, _, left = self._rates.update(counts)
         failed = f" [red]{counts.failed} failed[/red]" if counts.failed else ""
         retries = f" [yellow]{counts.retries} retries[/yellow]" if counts.retries else ""
         numbers = f"{rows:.1f} rows/s · {tokens:.0f} tokens/s · {_duration(left)} left{failed}{retries}"
@@ -144,11 +168,16 @@ def make_display() -> Display:
     return LogDisplay()
 
 
-async def keep_showing(display: Display, current: Callable[[], Counts]) -> None:
-    """Show the counts until cancelled."""
+async def keep_showing(displays: Sequence[Display], current: Callable[[], Counts]) -> None:
+    """Show the counts on each display in its own interval, until cancelled."""
+    next_times = [time.monotonic() + display.interval for display in displays]
     while True:
-        await asyncio.sleep(display.interval)
-        display.show(current())
+        await asyncio.sleep(max(0.0, min(next_times) - time.monotonic()))
+        counts, now = current(), time.monotonic()
+        for i, display in enumerate(displays):
+            if next_times[i] <= now:
+                display.show(counts)
+                next_times[i] = now + display.interval
 
 
 def _rich_progress(width: int | None) -> "Progress":

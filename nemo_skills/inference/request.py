@@ -23,6 +23,7 @@ _EXTRAS: dict[str, dict[str, str]] = {
     "openai": {},
 }
 _CONTINUES_CHAT = frozenset({"vllm", "sglang", "stub"})
+_TAKES_N = frozenset({"vllm", "sglang", "trtllm", "openai", "stub"})
 _OURS = frozenset({"messages", "prompt", "model", "stream", "n"})
 
 
@@ -36,14 +37,24 @@ class Tokens:
 
 
 class Answer(NamedTuple):
-    """What a server said."""
+    """One answer of a server."""
 
     text: str
     finish_reason: str | None
-    num_tokens: int | None
     reasoning: str | None = None
     """Set where the server itself separates reasoning from the answer."""
     tokens: Tokens | None = None
+
+
+class Reply(NamedTuple):
+    """All that a server said to a request."""
+
+    answers: tuple[Answer, ...]
+    """As many as were asked for, usually one."""
+    prompt_tokens: int
+    """0 when the server does not say."""
+    num_tokens: int | None
+    """Tokens of all answers together."""
 
 
 class RequestFormat:
@@ -52,8 +63,9 @@ class RequestFormat:
     def __init__(self, config: GenerateConfig, prompt: Prompt) -> None:
         self.chat = not _is_text(config, prompt)
         inference = config.inference
-        shared = _settings(config, prompt, chat=self.chat)
-        self._tail = b"," + orjson.dumps(shared)[1:] if shared else b"}"
+        self._samples = inference.n
+        self._shared = _settings(config, prompt, chat=self.chat)
+        self._tail = self._end()
         self._seed = None if "seed" in inference.extra_body else inference.random_seed
         self._sampled = inference.temperature > 0
         self._heads: dict[str, bytes] = {}
@@ -67,15 +79,31 @@ class RequestFormat:
         """Serialise a prompt, once for all attempts."""
         return orjson.dumps(prompt)
 
-    def body(self, model: str, prompt: bytes, position: int, turn: int = 0) -> bytes:
-        """Return the body of a request."""
+    def body(self, model: str, prompt: bytes, place: tuple[int, int], max_tokens: int | None = None) -> bytes:
+        """Return the body of a request.
+
+        Args:
+            model: the model's name on this server.
+            prompt: the encoded prompt.
+            place: position of the row and number of the turn.
+            max_tokens: a shorter answer than configured.
+        """
         head = self._heads.get(model)
         if head is None:
             field = "messages" if self.chat else "prompt"
             head = self._heads[model] = b'{"model":%b,"%b":' % (orjson.dumps(model), field.encode())
+        tail = self._tail if max_tokens is None else self._end(max_tokens)
         if self._seed is None:
-            return head + prompt + self._tail
-        return b'%b%b,"seed":%d%b' % (head, prompt, self._row_seed(position, turn), self._tail)
+            return head + prompt + tail
+        return b'%b%b,"seed":%d%b' % (head, prompt, self._row_seed(*place), tail)
+
+    def _end(self, max_tokens: int | None = None) -> bytes:
+        """Return what follows the prompt in a body."""
+        fields = self._shared
+        if max_tokens is not None:
+            key = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+            fields = {**fields, key: max_tokens}
+        return b"," + orjson.dumps(fields)[1:] if fields else b"}"
 
     def _row_seed(self, position: int, turn: int) -> int:
         """Return a seed that depends on nothing but the base seed and the place of the row in the input.
@@ -85,32 +113,41 @@ class RequestFormat:
         assert self._seed is not None
         return zlib.crc32(b"%d:%d:%d" % (self._seed, position, turn)) >> 1 if self._sampled else self._seed
 
-    def parse(self, body: bytes) -> Answer:
-        """Read an answer.
+    def parse(self, body: bytes) -> Reply:
+        """Read the answers.
 
         Raises:
-            RequestError: this is no complete answer.
+            RequestError: they are not complete.
         """
         try:
             data = orjson.loads(body)
-            choice = data["choices"][0]
+            choices = data["choices"]
+            if len(choices) != self._samples:
+                raise RequestError(
+                    Kind.bad_request,
+                    f"{len(choices)} answers where inference.n={self._samples} were asked for",
+                )
+            answers = tuple(map(self._answer, choices))
             usage = data.get("usage") or {}
-            message = choice["message"] if self.chat else choice
-            text = message["content" if self.chat else "text"]
-            logprobs = choice.get("logprobs")
-            tokens = _tokens(logprobs, chat=self.chat) if logprobs else None
+            num_tokens = usage.get("completion_tokens")
+            prompt_tokens = usage.get("prompt_tokens") or 0
         except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
             shown = body[:200].decode(errors="replace")
             raise RequestError(
                 Kind.retryable, f"unusable answer ({type(error).__name__}): {shown!r}"
             ) from None
-        return Answer(
-            text=text or "",
-            finish_reason=choice.get("finish_reason"),
-            num_tokens=usage.get("completion_tokens", len(tokens.tokens) if tokens else None),
-            reasoning=message.get("reasoning_content") or message.get("reasoning") if self.chat else None,
-            tokens=tokens,
-        )
+        if num_tokens is None and all(answer.tokens for answer in answers):
+            num_tokens = sum(len(answer.tokens.tokens) for answer in answers if answer.tokens)
+        return Reply(answers, prompt_tokens, num_tokens)
+
+    def _answer(self, choice: dict[str, Any]) -> Answer:
+        logprobs = choice.get("logprobs")
+        tokens = _tokens(logprobs, chat=self.chat) if logprobs else None
+        if not self.chat:
+            return Answer(choice["text"] or "", choice.get("finish_reason"), None, tokens)
+        message = choice["message"]
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        return Answer(message["content"] or "", choice.get("finish_reason"), reasoning, tokens)
 
 
 def _is_text(config: GenerateConfig, prompt: Prompt) -> bool:
@@ -133,6 +170,10 @@ def _settings(config: GenerateConfig, prompt: Prompt, *, chat: bool) -> dict[str
     }
     if inference.temperature > 0:
         fields["top_p"] = inference.top_p
+    if inference.n > 1:
+        if server_type not in _TAKES_N:
+            raise UserError(f"inference.n: a server of type {server_type} gives one answer to a request.")
+        fields["n"] = inference.n
     fields |= _extras(inference, server_type)
     stop = [*([config.stop_phrase] if config.stop_phrase else []), *prompt.stop_phrases]
     if stop:

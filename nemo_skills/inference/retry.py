@@ -4,6 +4,7 @@ import random
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -19,13 +20,17 @@ _CONTEXT_LENGTH = re.compile(
     re.IGNORECASE,
 )
 _NO_CREDIT = re.compile(r"insufficient_quota|billing|out of credits", re.IGNORECASE)
+_BUSY = frozenset({429, 503, 529})
 _SHOWN = 500
+_NO_RUSH_S = 0.1
 
 
 class Kind(StrEnum):
     """Classes of failures."""
 
     retryable = "retryable"
+    busy = "busy"
+    timeout = "timeout"
     connection = "connection"
     context_length = "context_length"
     bad_request = "bad_request"
@@ -33,7 +38,7 @@ class Kind(StrEnum):
     gone = "gone"
 
 
-RETRIED = frozenset({Kind.retryable, Kind.connection})
+RETRIED = frozenset({Kind.retryable, Kind.busy, Kind.timeout, Kind.connection})
 FATAL = frozenset({Kind.auth, Kind.gone})
 
 
@@ -77,7 +82,9 @@ def _kind(status: int, text: str) -> Kind:
     # vLLM answers 400, others 413 or 422; some wrap it into a 500
     if _CONTEXT_LENGTH.search(text) and status in (400, 413, 422, 500):
         return Kind.context_length
-    if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
+    if status in _BUSY:
+        return Kind.busy
+    if status in (408, 409, 425) or (status >= 500 and status != 501):
         return Kind.retryable
     return Kind.bad_request
 
@@ -99,8 +106,10 @@ def _error_text(body: bytes) -> str:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return what `Retry-After` asks for, given in seconds or as a date."""
-    value = headers.get("Retry-After", "").strip()
+    """Return what `Retry-After` asks for, given in seconds or as a date; names are in lower case."""
+    with suppress(KeyError, ValueError):
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    value = headers.get("retry-after", "").strip()
     if not value:
         return None
     try:
@@ -146,6 +155,11 @@ class Attempts:
             raise RowFailedError(error.kind, str(error), self.count)
         if self.first_failure is None:
             self.first_failure = now
+        if error.kind is Kind.connection:
+            # the pool lets nobody through before the server can be reached again
+            if now > self.first_failure + self.policy.budget_s:
+                raise RowFailedError(error.kind, str(error), self.count)
+            return random.uniform(0.0, _NO_RUSH_S)
         limit: float = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
         wait = max(random.uniform(0.1, 1.0) * limit, error.retry_after or 0.0)
         if now + wait > self.first_failure + self.policy.budget_s:

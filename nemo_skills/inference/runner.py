@@ -14,8 +14,11 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.inference.client import Client
 from nemo_skills.inference.config import GenerateConfig
 from nemo_skills.inference.conversation import Conversation
-from nemo_skills.inference.outputs import FailedRows
+from nemo_skills.inference.crew import Crew
+from nemo_skills.inference.outputs import FailedRows, OutputPaths
 from nemo_skills.inference.progress import Counts, keep_showing, make_display
+from nemo_skills.inference.queues import watch_queues
+from nemo_skills.inference.report import Report
 from nemo_skills.inference.retry import RETRIED, RowFailedError, RunStoppedError
 from nemo_skills.inference.source import Work
 from nemo_skills.inference.watch import run_folder, stop_when_servers_end
@@ -31,6 +34,7 @@ class Run:
     """Puts rows to the servers, as many at a time as the settings allow."""
 
     config: GenerateConfig
+    paths: OutputPaths
     conversation: Conversation
     journal: Journal
     failed: FailedRows
@@ -43,17 +47,31 @@ class Run:
         Raises:
             UserError: the run stopped before its end; what is finished is in the journal.
         """
-        workers = min(self.config.max_concurrent_requests, self.counts.total)
+        pool = client.pool
+        crew = Crew(
+            lambda: self._work(client, rows), min(self.config.max_concurrent_requests, self.counts.total)
+        )
+        # rows that wait for another attempt hold a worker, but no place in flight
+        pool.on_room = lambda: crew.grow(pool.limit + client.resting)
         display = make_display()
-        background = [self._keep_journal(), keep_showing(display, lambda: self._current(client))]
+        report = Report(self.paths.progress, self.paths.output)
+        helpers = [
+            self._keep_journal(), pool.keep(), watch_queues(pool),
+            keep_showing([display, report], lambda: self._current(client)),
+        ]  # fmt: skip
         folder = run_folder()
         if not self.config.server.addresses and folder is not None:
-            background.append(stop_when_servers_end(folder))
+            helpers.append(stop_when_servers_end(folder))
         try:
-            await _until_done([self._work(client, rows) for _ in range(workers)], background)
+            await crew.run(pool.limit, helpers)
+        except BaseException as error:
+            report.stop(self._current(client), str(error) or type(error).__name__)
+            raise
         finally:
             display.show(self._current(client))
             display.close()
+        failed = self.counts.failed
+        report.stop(self._current(client), f"{failed} rows got no answer" if failed else "")
 
     async def _work(self, client: Client, rows: Iterator[Work]) -> None:
         for work in rows:
@@ -67,9 +85,13 @@ class Run:
             self.counts.tokens += solved.num_tokens
 
     def _current(self, client: Client) -> Counts:
-        self.counts.resumed = self.journal.done - self.counts.finished
-        self.counts.retries, self.counts.last_error = client.retries, client.last_error
-        return self.counts
+        counts, pool = self.counts, client.pool
+        counts.resumed = self.journal.done - counts.finished
+        counts.retries, counts.last_error = client.retries, client.last_error
+        counts.prompt_tokens = client.prompt_tokens
+        counts.in_flight, counts.limit, counts.resting = pool.in_flight, pool.limit, client.resting
+        counts.servers = [state.status() for state in pool.states]
+        return counts
 
     def _fail(self, work: Work, error: RowFailedError) -> None:
         why = {"_reason": error.kind.value, "_error": str(error), "_attempts": error.attempts}
@@ -79,7 +101,8 @@ class Run:
         if self.counts.failed == 1:
             _log.warning("No answer for line %d: %s", work.line.number, error)
         refused = sum(count for reason, count in self.reasons.items() if reason not in RETRIED)
-        if refused >= max(_REFUSED_ROWS, self.config.max_failed_rows + 1) and self.journal.empty:
+        allowed = self.config.allowed_failures(self.counts.total)
+        if refused >= max(_REFUSED_ROWS, allowed + 1) and self.journal.empty:
             raise RunStoppedError(
                 f"The server refused all of the first {refused} rows. The last reason: {error}."
                 " If the other rows are fine, accept failed ones with ++max_failed_rows."
@@ -92,25 +115,6 @@ class Run:
                 await asyncio.sleep(_FLUSH_S)
                 self.journal.flush()
             await asyncio.to_thread(self.journal.sync)
-
-
-async def _until_done(
-    work: list[Coroutine[Any, Any, None]], background: list[Coroutine[Any, Any, None]]
-) -> None:
-    """Run until all `work` is done or anything fails; raise the first failure, leave no task behind."""
-    helpers = [asyncio.create_task(coroutine) for coroutine in background]
-    workers = [asyncio.create_task(coroutine) for coroutine in work]
-    left: set[asyncio.Task[None]] = set(workers)
-    try:
-        while left:
-            finished, _ = await asyncio.wait([*left, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            for task in finished:
-                task.result()
-            left -= finished
-    finally:
-        for task in [*helpers, *workers]:
-            task.cancel()
-        await asyncio.gather(*helpers, *workers, return_exceptions=True)
 
 
 class Stopped(UserError):
