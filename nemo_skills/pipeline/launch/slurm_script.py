@@ -112,7 +112,7 @@ def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
     limit = given.get("time") or cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout)
     log = _plain(f"{host_path(cluster, plan.log_dir)}/{job.name}-sbatch.log")
     return {
-        "job-name": f"{cluster.job_name_prefix}{job.name}",
+        "job-name": _job_name(plan, job),
         "account": cluster.account,
         "qos": options.qos or cluster.qos,
         "time": limit,
@@ -125,6 +125,10 @@ def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
         "mail-type": cluster.mail_type,
         **{name: value for name, value in given.items() if name not in _NODE_OPTIONS},
     }
+
+
+def _job_name(plan: Plan, job: Job) -> str:
+    return f"{plan.cluster.job_name_prefix}{job.name}"
 
 
 def _warning(limit: str | None) -> int:
@@ -182,7 +186,8 @@ def _step(plan: Plan, layout: Layout, job: Job, component: Component) -> str:
     if plan.cluster.uses_containers:
         seen = JOB_TARGET
         argv += _container_options(plan, layout, job, plan.cluster.container(component.role))
-    argv += ["bash", f"{seen}/{component.name}.sh"]
+    # srun calls the job by the name of the step
+    argv += ["env", f"SLURM_JOB_NAME={_job_name(plan, job)}", "bash", f"{seen}/{component.name}.sh"]
     told = f"NS_SERVER_LOG={shlex.quote(log)} " if component is not job.main else ""
     return f"{told}start {shlex.join([host_path(plan.cluster, log), *argv])}"
 

@@ -61,6 +61,9 @@ def read_answer(answer: str, ids: Iterable[str]) -> dict[str, JobState]:
     queue = {f[1]: f for f in lines if f[0] == "squeue" and len(f) >= 5}
     accounting = {f[1]: f for f in lines if f[0] == "sacct" and len(f) >= 5}
     files = {f[1]: (f[2], f[3]) for f in lines if f[0] == "file" and len(f) >= 4}
+    if not read_problem(answer):
+        # accounting may lag behind, or miss an end; the queue knows what still runs
+        accounting = {i: f for i, f in accounting.items() if _accounted(f) not in ACTIVE}
     states = {i: _state(queue.get(i), accounting.get(i), files.get(i)) for i in ids}
     if read_problem(answer):
         # a job that has left no more than a start may well be running
@@ -99,8 +102,7 @@ def _state(queue: list[str] | None, accounting: list[str] | None, left: tuple[st
         reason = "" if queue[4] == "None" else queue[4]
         return JobState(state=queue[2], outcome=Outcome.ACTIVE, elapsed=_elapsed(queue[3]), reason=reason)
     if accounting is not None:
-        # "CANCELLED by 1000"
-        state = accounting[2].split()[0].rstrip("+")
+        state = _accounted(accounting)
         # our script stops a job in good time before its limit, which to Slurm is a failure like any other
         near_limit = left is not None and left[0] == "timeout" and state == "FAILED"
         return JobState(
@@ -125,6 +127,10 @@ _NEVER_STARTED = JobState(
 )
 _UNKNOWN = JobState(state="UNKNOWN", outcome=Outcome.UNKNOWN)
 _WORDS = {"succeeded": "COMPLETED"}
+
+
+def _accounted(fields: list[str]) -> str:
+    return fields[2].split()[0].rstrip("+")  # "CANCELLED by 1000"
 
 
 def _outcome(state: str) -> Outcome:
