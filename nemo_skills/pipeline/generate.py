@@ -1,8 +1,9 @@
 """`ns generate`: a model answers every row of a JSONL file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
@@ -31,6 +32,7 @@ MERGE = "nemo_skills.inference.merge_chunks"
 MERGE_SUFFIX = "-merge"
 ROLE = "nemo-skills"
 SAMPLING_TEMPERATURE = 0.7
+_START_OVER = re.compile(r"=\s*(false|no|off)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ def generate(
 
     With random seeds the files are named `output-rs<seed>.jsonl`. Calling it again finishes what is missing.
     """
+    own = _consistent(own, ctx.args)
     paths = [own.input_file, own.output_dir, *([server.model] if server.model else [])]
     request = Request(
         cluster=resolve_cluster(cluster, paths),
@@ -93,9 +96,11 @@ def generate(
         server=server,
         own=own,
         hooks=hooks,
-        args=main_args.normalise(ctx.args),
+        args=_checked_args(own, main_args.normalise(ctx.args)),
     )
     plan_generate(request, Progress())  # mistakes in options come before anything is looked at
+    if request.cluster.executor == "none":
+        _check_input(own.input_file)
     if not job.no_validate:
         values = _main_values(request, outputs(own)[0])
         local = request.cluster.executor == "none"
@@ -203,10 +208,15 @@ def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv
 
 
 def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
-    hooks = request.hooks
     servers = server_components(request.server, one_machine=request.cluster.executor != "slurm")
-    around = [*shell(hooks.preprocess_cmd), *commands, *shell(hooks.postprocess_cmd)]
-    main = Component(name="main", commands=tuple(around), role=ROLE)
+    main = Component(
+        name="main",
+        role=ROLE,
+        before=tuple(shell(request.hooks.preprocess_cmd)),
+        commands=tuple(commands),
+        after=tuple(shell(request.hooks.postprocess_cmd)),
+        independent=True,
+    )
     return Job(name=name, components=(*servers, main))
 
 
@@ -249,5 +259,35 @@ def _folder(own: GenerateOptions) -> str:
 def _progress(request: Request) -> Progress:
     own = request.own
     paths = list(dict.fromkeys(p.path for output in outputs(own) for p in (output, *chunks(own, output))))
-    found = survey(request.cluster, [f"{path}.done" for path in paths], paths)
-    return Progress(done=frozenset(mark.removesuffix(".done") for mark in found.exists), queued=found.queued)
+    found = survey(request.cluster, [*paths, *(f"{path}.done" for path in paths)], paths)
+    done = frozenset(path for path in paths if {path, f"{path}.done"} <= found.exists)
+    return Progress(done=done, queued=found.queued)
+
+
+def _consistent(own: GenerateOptions, args: Sequence[str]) -> GenerateOptions:
+    """Take `++skip_filled=false` for what it means to the wrapper too: do it again."""
+    starts_over = any(_key(arg) == "skip_filled" and _START_OVER.search(arg) for arg in args)
+    return replace(own, rerun_done=True) if starts_over else own
+
+
+def _checked_args(own: GenerateOptions, args: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse arguments that are the wrapper's to give, and add what its options mean to the main."""
+    owned = {"input_file": "--input_file", "output_file": "--output_dir"}
+    owned |= {"num_chunks": "--num_chunks", "chunk_id": "--chunk_ids"}
+    if outputs(own)[0].seed is not None:
+        owned["inference.random_seed"] = "--random_seeds or --starting_seed"
+    for arg in args:
+        if (key := _key(arg)) in owned:
+            raise UserError(f"{arg}: this argument is given by the wrapper; use {owned[key]} instead")
+    return (*args, "++skip_filled=false") if own.rerun_done else args
+
+
+def _key(arg: str) -> str:
+    return arg.lstrip("+~").partition("=")[0]
+
+
+def _check_input(path: str) -> None:
+    if any(mark in path for mark in "*?[,"):
+        return  # several files: the main resolves them
+    if not Path(path).expanduser().is_file():
+        raise UserError(f"--input_file: {path} does not exist or is no file")

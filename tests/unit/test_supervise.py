@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from nemo_skills.core.errors import JobFailedError
+from nemo_skills.pipeline.launch.plan import Component
+from nemo_skills.pipeline.launch.render import Site, render_component
 from nemo_skills.pipeline.launch.supervise import HELPER_GRACE_S, Process, run_job
 
 
@@ -177,3 +179,50 @@ def test_ctrl_c_during_the_clean_up_of_a_finished_job_still_counts(weird_tmp_pat
     program.send_signal(signal.SIGINT)
     assert program.wait(timeout=30) == 130
     assert _survivors(weird_tmp_path) == []
+
+
+def test_first_commands_get_signals_too_and_independent_ones_do_not_stop_each_other(tmp_path: Path) -> None:
+    site = Site(interpreter=sys.executable, code_dir="/nowhere")
+    commands = tuple(
+        ("bash", "-c", f"echo {i} >> {tmp_path}/ran; exit {code}") for i, code in enumerate([0, 3, 5])
+    )
+    for independent, ran in ((True, "0\n1\n2\n"), (False, "0\n1\n")):
+        (tmp_path / "ran").unlink(missing_ok=True)
+        component = Component(
+            name="main",
+            commands=commands,
+            role="r",
+            independent=independent,
+            after=(("touch", f"{tmp_path}/after"),),
+        )
+        done = subprocess.run(["bash", "-c", render_component(component, site)])
+        assert done.returncode == 3
+        assert (tmp_path / "ran").read_text() == ran
+        assert not (tmp_path / "after").exists()
+    waiting = (
+        sys.executable,
+        "-c",
+        f"import time; open({str(tmp_path / 'started')!r}, 'w'); time.sleep(600)",
+    )
+    for independent in (True, False):
+        component = Component(name="main", commands=(waiting, ("true",)), role="r", independent=independent)
+        program = subprocess.Popen(["bash", "-c", render_component(component, site)])
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        program.terminate()
+        assert program.wait(timeout=10) == 143
+        (tmp_path / "started").unlink()
+
+
+def test_a_bar_without_line_breaks_costs_no_memory(tmp_path: Path) -> None:
+    _run(tmp_path, main="for i in {1..20000}; do printf '\\r%s%%' $i; done; echo")
+    assert (tmp_path / "logs" / "main.log").read_bytes() == b"20000%\n"
+
+
+def test_signals_ignored_from_the_start_stay_ignored(weird_tmp_path: Path) -> None:
+    (weird_tmp_path / "server.sh").write_text("exec sleep 1000")
+    (weird_tmp_path / "main.sh").write_text("sleep 2")
+    program = subprocess.Popen(["nohup", sys.executable, "-c", _PROGRAM, str(weird_tmp_path)])
+    time.sleep(1)
+    program.send_signal(signal.SIGHUP)
+    assert program.wait(timeout=20) == 0

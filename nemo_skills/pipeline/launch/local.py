@@ -1,8 +1,13 @@
 """Executor `none`: jobs are processes of this machine."""
 
+import dataclasses
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from nemo_skills.pipeline.cluster.env import Pairs, resolve_env
 from nemo_skills.pipeline.launch.blocking import LocalJob, LocalProcess, new_record, run_experiment
 from nemo_skills.pipeline.launch.layout import with_local_code
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
@@ -25,10 +30,28 @@ def submit(plan: Plan) -> Record:
 
     Raises:
         JobFailedError: a job failed; the ones after it were not started.
-        UserError: an experiment of `run_after` has not succeeded.
+        UserError: a required variable is not set, or an experiment of `run_after` has not succeeded.
     """
+    env = resolve_env(plan.cluster.env_vars, plan.cluster.required_env_vars, os.environ)
+    plan = dataclasses.replace(plan, env=env.plain)
     record = new_record(plan)
-    return run_experiment(record, [_local_job(plan, job, record) for job in plan.jobs])
+    with _exported(env.secrets):
+        return run_experiment(record, [_local_job(plan, job, record) for job in plan.jobs])
+
+
+@contextmanager
+def _exported(variables: Pairs) -> Iterator[None]:
+    """Let this program's environment, which jobs inherit, hold secrets: scripts and metadata must not."""
+    before = {name: os.environ.get(name) for name, _ in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _local_job(plan: Plan, job: Job, record: Record) -> LocalJob:

@@ -37,7 +37,7 @@ class Component:
 
     name: str
     commands: tuple[Argv, ...]
-    """Run one after the other; the first failure ends the component."""
+    """Run one after the other; the first failure ends the component, unless they are `independent`."""
     role: str
     """Container role it runs in."""
     nodes: int = 1
@@ -50,6 +50,12 @@ class Component:
     """Whether it is one of several that do the same: the job goes on while one of them lives."""
     mpi: str | None = None
     """Slurm's MPI plugin that connects its processes."""
+    independent: bool = False
+    """Whether the others run although one failed; the component fails in the end all the same."""
+    before: tuple[Argv, ...] = ()
+    """Run first; a failure ends the component."""
+    after: tuple[Argv, ...] = ()
+    """Run last, if all others succeeded."""
 
 
 @dataclass(frozen=True, kw_only=True)

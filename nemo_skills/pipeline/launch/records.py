@@ -84,12 +84,22 @@ class Record:
         return nemorun_home() / "experiments" / self.expname / self.id
 
     def save(self) -> None:
-        """Write the record atomically."""
+        """Write the record atomically.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         path = _records_dir() / self.expname / f"{self.id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as err:
+            raise UserError(
+                f"cannot keep the record of experiment '{self.expname}' in {path.parent}: {err.strerror};"
+                " NEMORUN_HOME names another folder"
+            ) from err
 
 
 def nemorun_home() -> Path:

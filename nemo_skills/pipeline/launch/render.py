@@ -72,11 +72,34 @@ def render_component(component: Component, site: Site) -> str:
         lines.append(f'export PATH={shlex.quote(":".join(site.path_dirs))}:"$PATH"')
     if site.work_dir:
         lines.append(f"cd {shlex.quote(site.work_dir)}")
-    *first, last = component.commands
-    if first:
-        # without a trap the shell would end at once, and with it the step of a command that saves its work
-        lines.append("trap : TERM")
-    lines += [render_argv(argv, site) for argv in first]
+    return "\n".join([*lines, *_command_lines(component, site)]) + "\n"
+
+
+def _command_lines(component: Component, site: Site) -> list[str]:
+    before, commands, after = (
+        [render_argv(argv, site) for argv in part]
+        for part in (component.before, component.commands, component.after)
+    )
+    lines = []
+    if component.independent and commands[1:]:
+        lines += [f"run {command}" for command in before]
+        lines += [f"run {command} || failed=${{failed:-$?}}" for command in commands]
+        lines.append('[ -z "$failed" ] || exit "$failed"')
+        lines += [f"run {command}" for command in after]
+        return [_RUN, *lines]
+    *first, last = (*before, *commands, *after)
     # exec: signals and the exit code reach and leave the last command without a shell in between
-    lines.append(f"exec {render_argv(last, site)}")
-    return "\n".join(lines) + "\n"
+    return [*([_RUN] if first else []), *(f"run {command}" for command in first), f"exec {last}"]
+
+
+# A shell that waits for a command in the foreground can neither hand a signal on nor end before the command
+_RUN = """\
+run() {
+  "$@" &
+  child=$!
+  trap 'stopped=1; kill -TERM "$child" 2>/dev/null' TERM
+  wait "$child" && code=0 || code=$?
+  while kill -0 "$child" 2>/dev/null; do wait "$child" && code=0 || code=$?; done
+  [ -z "$stopped" ] || exit "$code"
+  return "$code"
+}"""

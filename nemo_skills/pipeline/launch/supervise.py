@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -55,14 +55,21 @@ class _Running:
 
 
 def run_job(
-    job_name: str, processes: list[Process], env: Mapping[str, str], *, clean_up: Sequence[str] = ()
+    job_name: str,
+    processes: list[Process],
+    env: Mapping[str, str],
+    *,
+    prepare: Sequence[str] = (),
+    clean_up: Sequence[str] = (),
 ) -> None:
     """Run the processes until the first one ends, or the last of several replicas; then end the others.
 
     `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
-    `clean_up` is a command that ends what the processes may leave outside of the process table.
+    `prepare` is a command that comes first and is never interrupted half-way.
+    `clean_up` is a command that ends what these leave outside of the process table.
 
     Raises:
+        UserError: the preparation failed.
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
         SystemExit: SIGTERM or SIGHUP arrived; the processes are gone by then.
         KeyboardInterrupt: Ctrl-C; the processes are gone by then. A second one shortens the time that they
@@ -70,8 +77,11 @@ def run_job(
     """
     exited: queue.SimpleQueue[_Running] = queue.SimpleQueue()
     running: list[_Running] = []
-    with _Signals() as signals:
+    with Signals() as signals:
         try:
+            if prepare:
+                with signals.held():
+                    _prepare(job_name, prepare)
             for process in processes:
                 running.append(_start(process, env, exited))
             first = _first_to_end_the_job(exited, running)
@@ -164,6 +174,8 @@ def _copy(source: IO[bytes], log: BinaryIO, to_terminal: bool) -> None:
                 with contextlib.suppress(OSError):
                     os.write(_TERMINAL, chunk)
             *lines, pending = (pending + chunk).split(b"\n")
+            # a progress bar overwrites itself without end: only its last state is kept
+            pending = pending[max(0, pending.rfind(b"\r", 0, -1)) :]
             with contextlib.suppress(OSError):  # a full disk must not end the job for its log's sake
                 log.write(b"".join(_plain(line) + b"\n" for line in lines))
         with contextlib.suppress(OSError):
@@ -174,7 +186,7 @@ def _plain(line: bytes) -> bytes:
     return _TERMINAL_CODES.sub(b"", line.rstrip(b"\r")).rsplit(b"\r", 1)[-1]
 
 
-def _end_all(running: list[_Running], run_dir: str, signals: "_Signals") -> None:
+def _end_all(running: list[_Running], run_dir: str, signals: "Signals") -> None:
     """End every process of the job: SIGTERM first, SIGKILL after the grace time or one more signal to us."""
     _signal_all(running, run_dir, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -192,6 +204,20 @@ def _end_all(running: list[_Running], run_dir: str, signals: "_Signals") -> None
     for one in running:
         one.popen.wait()
         one.copier.join(timeout=2)
+
+
+def _prepare(job_name: str, command: Sequence[str]) -> None:
+    done = subprocess.run(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"job {job_name}: {done.stderr.strip() or f'exit code {done.returncode}'}")
 
 
 def _clean_up(command: Sequence[str]) -> None:
@@ -248,19 +274,21 @@ def _die_with_parent() -> list[str]:
     return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
-class _Signals:
+class Signals:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP into an exception; later ones only hurry the clean-up."""
 
     def __init__(self) -> None:
         self._received: list[int] = []
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._cleaning = False
+        self._silent = False
         self._seen = 0
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[signum] = signal.signal(signum, self._handle)
+                # what was ignored from the start, as under nohup, stays so
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -269,17 +297,25 @@ class _Signals:
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         self._received.append(signum)
-        if not self._cleaning:
-            self._cleaning = True
+        if not self._silent:
+            self._silent = True
             self._raise(signum)
 
     @staticmethod
     def _raise(signum: int) -> NoReturn:
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Raise for signals that arrive inside the block at its end."""
+        self._silent = True
+        yield
+        self.raise_late()
+        self._silent = False
+
     def only_hurry(self) -> None:
         """Raise no more from here on."""
-        self._cleaning = True
+        self._silent = True
         self._seen = len(self._received)
 
     @property
@@ -288,7 +324,7 @@ class _Signals:
         return len(self._received) > self._seen
 
     def raise_late(self) -> None:
-        """Raise for a signal that arrived during the clean-up of a job that had ended by itself."""
+        """Raise for a signal that arrived while none was raised."""
         if self._received:
             self._raise(self._received[0])
 
