@@ -237,8 +237,9 @@ def _merge(own: GenerateOptions, output: Part) -> Argv | None:
 
 def _main_values(request: Request, part: Part) -> list[str]:
     """Return the arguments that the wrapper itself gives to the main."""
-    stem, _, _ = part.path.removesuffix(".jsonl").partition("_chunk_")
-    output = part.path if part.chunk is None else f"{_folder(request.own)}/{PurePosixPath(stem).name}.jsonl"
+    output = part.path
+    if part.chunk is not None:
+        output = part.path.removesuffix(f"_chunk_{part.chunk}.jsonl") + ".jsonl"
     values: dict[str, object] = {"input_file": request.own.input_file, "output_file": output}
     values |= client_values(request.server)
     if part.seed is not None:
