@@ -86,4 +86,9 @@ def with_local_code(component: Component, code_dir: str) -> Component:
             _CODE_IN_TEXT.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv
         )
 
-    return replace(component, commands=tuple(map(real, component.commands)))
+    return replace(
+        component,
+        before=tuple(map(real, component.before)),
+        commands=tuple(map(real, component.commands)),
+        after=tuple(map(real, component.after)),
+    )
