@@ -108,7 +108,9 @@ def generate(
     progress = Progress() if own.rerun_done else _progress(request)
     plan = plan_generate(request, progress)
     if progress.queued:
-        jobs = sorted({f"{q.job} ({q.id})" for q in progress.queued.values() if q.id not in plan.replaces})
+        jobs = sorted(
+            {f"{q.job} ({q.id}, {q.state})" for q in progress.queued.values() if q.id not in plan.replaces}
+        )
         LOG.info("queued by an earlier call, not submitted again: %s", ", ".join(jobs))
     if not plan.jobs and not progress.queued:
         LOG.info("everything in %s is done; --rerun_done does it again", _folder(own))

@@ -136,11 +136,15 @@ def test_only_the_cancelled_chunk_runs_again(user: SlurmUser, capsys: pytest.Cap
     journal = user.workspace / "out put/generation/output_chunk_1.jsonl-async"
     wait_until("chunk 1 has begun", lambda: journal.exists() and journal.stat().st_size > 0)
     user.cluster.command("scancel", str(first["generate-chunk1"]))
+    wait_until("the end", lambda: "RUN" not in user.state(first["generate-chunk1"]))
+    wait_until(
+        "a state", lambda: (user.exp_dir("generate") / "generate-chunk1/state").read_text() == "cancelled\n"
+    )
     # the others still run: a second call adds what is missing, and a merge that waits for all
     assert chunked(user) == 0
     said = capsys.readouterr().err
     assert (
-        f"queued by an earlier call, not submitted again: generate-chunk0 ({first['generate-chunk0']})"
+        f"queued by an earlier call, not submitted again: generate-chunk0 ({first['generate-chunk0']}, RUNNING)"
         in said
     )
     second = {j.name: int(j.slurm_id or 0) for j in user.record().jobs}
