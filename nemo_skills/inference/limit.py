@@ -1,8 +1,9 @@
 """How many requests a server gets at the same time: as many as make it faster, fewer when it objects.
 
-Starts modest and doubles while that makes the server faster. Until the first answers are there nothing speaks
-against more, so it doubles every quarter of a second: waiting for answers that take minutes would leave
-most of a server idle. A server that asks for fewer requests gets fewer at once, and more again with care.
+Starts modest and doubles while that makes the server faster. Until answers come nothing speaks against more,
+so it doubles every quarter of a second: waiting for answers that take minutes would leave most of a server
+idle. Later it tries now and then whether a bit more is faster, or a bit less as fast. A server that asks for
+fewer requests gets fewer at once, and more again with care.
 """
 
 import time
@@ -11,12 +12,12 @@ from enum import Enum, auto
 
 START = 16
 _AFTER_OUTAGE = 4
+_FEWEST_SAMPLES = 8
 _BLIND_S = 0.25
-_PROBE_S = 5.0
-_LONGEST_PROBE_S = 120.0
-_SAMPLES = 32
-_GAIN = 1.03
-_ROOM = 1.25
+_BLIND_ROUNDS = 2.0
+_TRY_AFTER_S, _LONGEST_TRY_AFTER_S = 5.0, 60.0
+_MORE, _LESS = 1.25, 0.8
+_GAIN, _AS_FAST = 1.04, 0.97
 _LEAST_FALL, _MOST_FALL, _OVERDUE_FALL, _QUEUE_FALL, _FORGET = 0.9, 0.5, 0.7, 0.8, 0.75
 
 
@@ -24,8 +25,10 @@ class _Phase(Enum):
     growing = auto()
     """Doubles up to a target."""
     steady = auto()
-    probing = auto()
-    """A quarter more for one round, to see whether answers come faster now."""
+    comparing = auto()
+    """Measures how fast it is now, before it tries another level."""
+    trying = auto()
+    """At another level for a while, to see whether that is better."""
 
 
 class Limit:
@@ -49,10 +52,11 @@ class Limit:
         self._sustained = self.value
         """The highest level with a whole round of answers and no refusal; fades with refusals."""
         self._latency = 0.0
-        self._probe_after = _PROBE_S
+        self._try_after = _TRY_AFTER_S
+        self._tried_more = False
         self._round_began = clock()
         self._refusals, self._refused_at = 0, self.value
-        self._queue_is_long = False
+        self._queue_is_known = self._queue_is_long = False
         self._set(self.value)
 
     def finished(self, started: float, tokens: int) -> None:
@@ -68,7 +72,7 @@ class Limit:
         """Note that the server said it is too busy (429, 503)."""
         if not self._adaptive:
             return
-        if started >= self._round_began:
+        if started > self._round_began:
             self._begin_round()
         # when it refuses 24 of 64 requests, it takes 40
         self._refusals += 1
@@ -77,19 +81,21 @@ class Limit:
 
     def overdue(self, started: float) -> None:
         """Note that an answer did not come in time."""
-        if self._adaptive and started >= self._round_began:
+        if self._adaptive and started > self._round_began:
             self._begin_round()
             self._fall(self.value * _OVERDUE_FALL)
 
     def lost(self) -> None:
         """Note that the server is gone: once back it gets few requests, and soon as many as before."""
         if self._adaptive and self.value > _AFTER_OUTAGE:
-            self._trusting, self._phase, self._speed = True, _Phase.growing, 0.0
+            self._trusting, self._phase = True, _Phase.growing
+            self._speed = self._latency = 0.0
             self._target = self.value
             self._set(_AFTER_OUTAGE)
 
     def queue(self, running: float, waiting: float, in_flight: int) -> None:
         """Note what the server says of the requests that it works on, and of those that wait their turn."""
+        self._queue_is_known = True
         self._queue_is_long = waiting > 4 + running / 10
         if self._adaptive and waiting > max(8, running / 2) and START < self.value >= in_flight:
             self._settle(max(START, int(self.value * _QUEUE_FALL)))
@@ -98,14 +104,17 @@ class Limit:
         """Change the limit where the answers of late, or their absence, call for it."""
         if not self._adaptive or in_flight < self.value * 0.8:
             return
-        needed = max(_SAMPLES, self.value) if self._trusting else self.value
-        known = self._samples >= needed
+        # two rounds of answers are compared; one is enough to see that nothing was refused
+        rounds = 1 if self._phase is _Phase.growing else 2
+        known = self._samples >= max(_FEWEST_SAMPLES, self.value * rounds)
         if self._phase is _Phase.growing:
             self._grow(known=known)
-        elif self._phase is _Phase.probing and known:
-            self._judge_probe()
-        elif self._phase is _Phase.steady and known:
-            self._probe()
+        elif self._phase is _Phase.steady:
+            self._compare()
+        elif known and self._phase is _Phase.comparing:
+            self._try()
+        elif known:
+            self._judge()
 
     def _grow(self, *, known: bool) -> None:
         if self.value >= self._target:
@@ -114,11 +123,11 @@ class Limit:
             self._sustained = max(self._sustained, self.value)
             speed = self._measure()
             if self._trusting and speed < self._speed * _GAIN:
-                self._settle(min(self.value, int(self._before * _ROOM)))
+                self._settle(min(self.value, int(self._before * _MORE)))
             else:
                 self._speed = speed
                 self._double()
-        elif self._trusting and self._clock() - self._since >= max(_BLIND_S, 3 * self._latency):
+        elif self._trusting and self._age() >= max(_BLIND_S, _BLIND_ROUNDS * self._latency):
             self._double()
 
     def _double(self) -> None:
@@ -126,31 +135,47 @@ class Limit:
             self._before = self.value
             self._set(min(self.value * 2, self._target))
 
-    def _probe(self) -> None:
-        self._sustained = max(self._sustained, self.value)
-        if self._queue_is_long or self._clock() - self._since < max(self._probe_after, 3 * self._latency):
-            return
-        if self.value < self._cap:
-            self._speed, self._before = self._measure(), self.value
-            self._phase = _Phase.probing
-            self._set(min(int(self.value * _ROOM) + 1, self._cap))
+    def _compare(self) -> None:
+        """Begin to measure the speed of now: what was measured earlier was another kind of rows."""
+        if self._age() >= max(self._try_after, _BLIND_ROUNDS * self._latency):
+            self._phase = _Phase.comparing
+            self._set(self.value)
 
-    def _judge_probe(self) -> None:
-        if self._measure() >= self._speed * _GAIN:
-            self._sustained = max(self._sustained, self.value)
-            self._speed, self._trusting = self._measure(), True
-            self._phase, self._target, self._probe_after = _Phase.growing, self._cap, _PROBE_S
+    def _try(self) -> None:
+        """Take turns in trying more and less; a server that tells its queue shows what is too much."""
+        self._sustained = max(self._sustained, self.value)
+        self._speed, self._before = self._measure(), self.value
+        self._tried_more = not self._tried_more or self._queue_is_known
+        value = min(int(self.value * _MORE) + 1, self._cap)
+        if not self._tried_more:
+            value = max(int(self.value * _LESS), 1)
+        if value == self.value or (self._tried_more and self._queue_is_long):
+            self._settle(self.value)
+            return
+        self._phase = _Phase.trying
+        self._set(value)
+
+    def _judge(self) -> None:
+        speed = self._measure()
+        if self.value < self._before:
+            good = speed >= self._speed * _AS_FAST
         else:
-            self._probe_after = min(self._probe_after * 2, _LONGEST_PROBE_S)
-            self._settle(self._before)
+            good = speed >= self._speed * _GAIN
+            self._sustained = max(self._sustained, self.value)
+        self._try_after = _TRY_AFTER_S if good else min(self._try_after * 2, _LONGEST_TRY_AFTER_S)
+        if good and self.value > self._before:
+            self._phase, self._target, self._trusting = _Phase.growing, self._cap, True
+            self._speed = speed
+        else:
+            self._settle(self.value if good else self._before)
 
     def _begin_round(self) -> None:
         """Objections to requests that were sent before this moment belong together."""
         self._round_began = self._clock()
         self._refusals, self._refused_at = 0, self.value
         self._sustained = int(self._sustained * _FORGET)
-        if self._phase is _Phase.probing:
-            self._probe_after = min(self._probe_after * 2, _LONGEST_PROBE_S)
+        if self._phase is _Phase.trying:
+            self._try_after = min(self._try_after * 2, _LONGEST_TRY_AFTER_S)
 
     def _fall(self, value: float) -> None:
         self._trusting, self._phase = False, _Phase.growing
@@ -160,6 +185,9 @@ class Limit:
     def _settle(self, value: int) -> None:
         self._phase = _Phase.steady
         self._set(value)
+
+    def _age(self) -> float:
+        return self._clock() - self._since
 
     def _measure(self) -> float:
         """Return tokens per second at this level: by Little's law, so bursts of answers do not matter."""

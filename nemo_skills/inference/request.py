@@ -122,12 +122,12 @@ class RequestFormat:
         try:
             data = orjson.loads(body)
             choices = data["choices"]
-            if len(choices) != self._samples:
+            if choices and len(choices) != self._samples:
                 raise RequestError(
                     Kind.bad_request,
                     f"{len(choices)} answers where inference.n={self._samples} were asked for",
                 )
-            answers = tuple(map(self._answer, choices))
+            answers = tuple(map(self._answer, choices or [{}]))
             usage = data.get("usage") or {}
             num_tokens = usage.get("completion_tokens")
             prompt_tokens = usage.get("prompt_tokens") or 0

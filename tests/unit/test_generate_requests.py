@@ -9,7 +9,6 @@ import pytest
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.config import GenerateConfig, InferenceConfig, ServerConfig
-from nemo_skills.inference.endpoints import EndpointPool
 from nemo_skills.inference.request import RequestFormat
 from nemo_skills.inference.retry import (
     Attempts,
@@ -20,7 +19,6 @@ from nemo_skills.inference.retry import (
     classify,
     retry_after_seconds,
 )
-from nemo_skills.inference.server.ready import Endpoint
 from nemo_skills.prompt.utils import get_prompt
 
 
@@ -41,7 +39,7 @@ def requests_for(
 
 def body(requests: RequestFormat, position: int = 0, turn: int = 0) -> dict[str, Any]:
     prompt = [{"role": "user", "content": "q"}] if requests.chat else "q"
-    return orjson.loads(requests.body('mo"del', requests.encode(prompt), position, turn))
+    return orjson.loads(requests.body('mo"del', requests.encode(prompt), (position, turn)))
 
 
 class TestBodies:
@@ -101,13 +99,43 @@ class TestBodies:
 
 class TestAnswers:
     def test_missing_parts_are_not_invented(self) -> None:
-        answer = requests_for().parse(b'{"choices":[{"message":{"content":null,"reasoning_content":"hm"}}]}')
-        assert (answer.text, answer.finish_reason, answer.num_tokens, answer.reasoning) == (
-            "",
-            None,
-            None,
-            "hm",
-        )
+        reply = requests_for().parse(b'{"choices":[{"message":{"content":null,"reasoning_content":"hm"}}]}')
+        [answer] = reply.answers
+        assert (answer.text, answer.finish_reason, answer.reasoning) == ("", None, "hm")
+        assert (reply.num_tokens, reply.prompt_tokens) == (None, 0)
+
+    def test_as_many_answers_as_asked_for(self) -> None:
+        sampled = requests_for(inference={"temperature": 1.0, "n": 2})
+        assert body(sampled)["n"] == 2
+        two = b'{"choices":[{"message":{"content":"a"}},{"message":{"content":"b"}}]}'
+        assert [answer.text for answer in sampled.parse(two).answers] == ["a", "b"]
+        with pytest.raises(RequestError, match=r"2 answers where inference\.n=1") as caught:
+            requests_for().parse(two)
+        assert caught.value.kind is Kind.bad_request
+        for server_type in ("hf", "nemo"):
+            with pytest.raises(UserError, match=r"inference\.n"):
+                requests_for(server_type, inference={"temperature": 1.0, "n": 2})
+        with pytest.raises(UserError, match=r"inference\.temperature"):
+            requests_for(inference={"n": 2})
+
+    def test_a_shorter_answer_can_be_asked_for(self) -> None:
+        for extra, key in (({}, "max_tokens"), ({"max_completion_tokens": 9}, "max_completion_tokens")):
+            requests = requests_for(inference={"extra_body": extra})
+            assert orjson.loads(requests.body("m", b"[]", (0, 0), 5))[key] == 5
+            assert orjson.loads(requests.body("m", b"[]", (0, 0)))[key] != 5
+
+    def test_log_probabilities_of_both_endpoints(self) -> None:
+        top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -2.0}]
+        content = [{"token": "a", "logprob": -0.1, "top_logprobs": top}]
+        chat = {"choices": [{"message": {"content": "a"}, "logprobs": {"content": content}}]}
+        old = {"tokens": ["a"], "token_logprobs": [-0.1], "top_logprobs": [{"a": -0.1, "b": -2.0}]}
+        text = {"choices": [{"text": "a", "logprobs": old}]}
+        replies = [
+            requests_for(inference={"top_logprobs": 2}).parse(orjson.dumps(chat)),
+            requests_for(inference={"top_logprobs": 2}, template="llama3-instruct").parse(orjson.dumps(text)),
+        ]
+        assert replies[0].answers[0].tokens == replies[1].answers[0].tokens
+        assert [reply.num_tokens for reply in replies] == [1, 1]
 
     @pytest.mark.parametrize(
         "text", [b"", b"{", b"[]", b"null", b"{}", b'{"choices":[]}', b'{"choices":[{}]}', b'{"error":"x"}']
@@ -123,8 +151,8 @@ class TestFailures:
         ("status", "text", "kind"),
         [
             (500, "boom", Kind.retryable),
-            (503, "", Kind.retryable),
-            (429, '{"error": {"message": "slow down"}}', Kind.retryable),
+            (503, "", Kind.busy),
+            (429, '{"error": {"message": "slow down"}}', Kind.busy),
             (429, '{"error": {"code": "insufficient_quota"}}', Kind.auth),
             (408, "", Kind.retryable),
             (401, "", Kind.auth),
@@ -147,9 +175,10 @@ class TestFailures:
 
     def test_retry_after_in_seconds_and_as_a_date(self) -> None:
         assert retry_after_seconds({}) is None
-        assert retry_after_seconds({"Retry-After": "2.5"}) == 2.5
-        assert retry_after_seconds({"Retry-After": "soon"}) is None
-        in_a_minute = retry_after_seconds({"Retry-After": formatdate(time.time() + 60, usegmt=True)})
+        assert retry_after_seconds({"retry-after": "2.5"}) == 2.5
+        assert retry_after_seconds({"retry-after": "soon"}) is None
+        in_a_minute = retry_after_seconds({"retry-after": formatdate(time.time() + 60, usegmt=True)})
+        assert retry_after_seconds({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
         assert in_a_minute == pytest.approx(60, abs=2)
 
     def test_pauses_grow_up_to_a_limit_and_respect_the_server(self) -> None:
@@ -169,18 +198,34 @@ class TestFailures:
             Attempts(policy=RetryPolicy(budget_s=20)).next_wait(RequestError(Kind.bad_request, "x"))
 
 
-def test_pool_prefers_the_least_loaded_and_rests_the_silent() -> None:
-    pool = EndpointPool([Endpoint(base_url=f"http://h{i}/v1", model="m") for i in range(3)])
-    first, second, third = pool.states
-    first.in_flight, second.in_flight, third.in_flight = 2, 1, 3
-    assert pool.pick() is second
-    pool.silent(second)
-    assert pool.pick() is first
-    pool.answered(second)
-    assert pool.pick() is second
-    for state in pool.states:
-        pool.silent(state)
-    assert pool.pick() in pool.states
+class TestFailedRows:
+    def allowed(self, given: Any, total: int = 1000, soft: bool = False) -> int:
+        server = ServerConfig(server_type="vllm", enable_soft_fail=soft)
+        config = GenerateConfig(input_file="i", output_file="o", server=server, max_failed_rows=given)
+        return config.allowed_failures(total)
+
+    def test_numbers_and_shares(self) -> None:
+        for given, rows in (
+            (None, 0),
+            (0, 0),
+            (7, 7),
+            ("7", 7),
+            (0.01, 10),
+            ("1%", 10),
+            ("0.5", 500),
+            (1.0, 1000),
+        ):
+            assert self.allowed(given) == rows, given
+        assert self.allowed("29%", 100) == 29
+
+    def test_soft_failure_accepts_all_but_a_run_without_answers(self) -> None:
+        assert self.allowed(None, soft=True) == 999
+        assert self.allowed(3, soft=True) == 3
+
+    @pytest.mark.parametrize("given", [-1, -0.5, 1.5, "many", "101%", ""])
+    def test_nonsense(self, given: Any) -> None:
+        with pytest.raises(UserError, match="max_failed_rows"):
+            self.allowed(given)
 
 
 class TestKeys:
