@@ -8,7 +8,6 @@ import pytest
 
 from nemo_skills.pipeline.cluster.ssh import SshTunnel
 from tests.integration.docker_jobs import DockerUser
-from tests.integration.processes import processes_naming
 from tests.integration.slurm_jobs import BARE, SlurmUser
 from tests.services import sshd
 from tests.services.docker import DockerEngine
@@ -45,7 +44,7 @@ def docker_user(
     monkeypatch.chdir(user.work_dir)
     yield user
     assert user.containers() == []
-    assert processes_naming("docker run", str(weird_tmp_path)) == {}
+    assert user.clients() == {}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from nemo_skills.pipeline.cluster.config import ClusterConfig, parse_cluster_config
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.options import JobOptions
+from tests.integration.processes import processes_naming
 from tests.services.docker import BASE_IMAGE, DockerEngine
 
 NS = [sys.executable, "-m", "nemo_skills.pipeline.cli"]
@@ -134,6 +136,16 @@ class DockerUser:
     def environ(self, more: Mapping[str, str]) -> dict[str, str]:
         """Return the environment that commands run in."""
         return {**os.environ, **self.env, **more}
+
+    def clients(self) -> dict[int, str]:
+        """Command lines of what waits for a container of the engine."""
+        here = f"DOCKER_HOST={self.engine.host}".encode()
+        found = {}
+        for pid, line in processes_naming("docker run").items():
+            with contextlib.suppress(OSError):
+                if here in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found[pid] = line
+        return found
 
     def containers(self, *, everything: bool = True) -> list[str]:
         """Names of containers, also of those that do not run."""

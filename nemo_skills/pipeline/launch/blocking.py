@@ -35,6 +35,8 @@ class LocalProcess:
     log: str
     is_main: bool
     replica: bool = False
+    up: str | None = None
+    """File that the component creates when it has started, where that takes a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ def run_local_job(spec: str) -> None:
                 log=Path(process["log"]),
                 is_main=process["is_main"],
                 replica=process["replica"],
+                up=Path(process["up"]) if process["up"] else None,
             )
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}

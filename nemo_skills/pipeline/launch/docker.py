@@ -21,16 +21,15 @@ from nemo_skills.pipeline.launch.docker_engine import (
     provide_images,
     this_user,
 )
-from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, Layout, host_path
+from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, SANDBOX, Layout, host_path
 from nemo_skills.pipeline.launch.packaging import build_package, extract_script
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record, nemorun_home
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, render_component
+from nemo_skills.pipeline.launch.supervise import Signals
 
 LABEL = "nemo-skills.experiment"
 """Label of all containers that this executor starts; its value is the experiment's name."""
-SANDBOX = "sandbox"
-"""Role of components that run code of models; they get no secrets."""
 _RUN_DIR = f"{JOB_TARGET}/run"
 
 
@@ -73,11 +72,12 @@ def submit(plan: Plan) -> Record:
         exp_dir=str(home / "ns_docker" / plan.expname / record.id), code_dir=_unpacked_code(plan, home)
     )
     record = dataclasses.replace(record, code_dir=layout.code_dir)
-    try:
-        return run_experiment(record, [_local_job(plan, layout, job, engine, env) for job in plan.jobs])
-    finally:
-        for path in Path(layout.exp_dir).glob(f"*/{_secrets_name('*')}"):
-            path.unlink(missing_ok=True)
+    with Signals():  # SIGTERM must not skip what comes last
+        try:
+            return run_experiment(record, [_local_job(plan, layout, job, engine, env) for job in plan.jobs])
+        finally:
+            for path in Path(layout.exp_dir).glob(f"*/{_secrets_name('*')}"):
+                path.unlink(missing_ok=True)
 
 
 def _unpacked_code(plan: Plan, home: Path) -> str:
@@ -122,6 +122,7 @@ def _render_job(plan: Plan, layout: Layout, job: Job, engine: Engine) -> Rendere
             if component.role == SANDBOX
             else f"{JOB_TARGET}/{_secrets_name(component.name)}",
             secrets_once=True,
+            up_file=f"{_RUN_DIR}/{_up_name(component)}",
         )
         run = f"#!/usr/bin/env bash\nexec {shlex.join(_docker_run(plan, layout, job, component, engine))}\n"
         files.append(RenderedFile(f"{component.name}.sh", render_component(component, site)))
@@ -147,12 +148,17 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
                 log=host_path(plan.cluster, plan.log_path(job, c)),
                 is_main=c is job.main,
                 replica=c.replica,
+                up=str(folder / "run" / _up_name(c)),
             )
             for c in job.components
         ),
         run_dir=str(folder / "run"),
         clean_up=("docker", "rm", "--force", "--volumes", *names),
     )
+
+
+def _up_name(component: Component) -> str:
+    return f"{component.name}.up"
 
 
 def _docker_run(plan: Plan, layout: Layout, job: Job, component: Component, engine: Engine) -> list[str]:

@@ -28,6 +28,8 @@ class Site:
     """File that exports secret variables, read if it is there."""
     secrets_once: bool = False
     """Whether that file is the component's own, to be removed as soon as it is read."""
+    up_file: str | None = None
+    """Created first of all: whoever sees it knows that the component has started."""
 
 
 class RenderedFile(NamedTuple):
@@ -60,6 +62,8 @@ def render_argv(argv: Argv, site: Site) -> str:
 def render_component(component: Component, site: Site) -> str:
     """Return the bash script of one component."""
     lines = ["#!/usr/bin/env bash", "set -e"]
+    if site.up_file:
+        lines.append(f": > {shlex.quote(site.up_file)}")
     if site.secrets_file:
         quoted = shlex.quote(site.secrets_file)
         remove = f" rm -f {quoted};" if site.secrets_once else ""

@@ -25,6 +25,7 @@ GRACE_S = 10.0
 HELPER_GRACE_S = 3.0
 """What is left of it once the main is gone: servers and sandboxes have nothing to save."""
 _CLEAN_UP_S = 60.0
+_BIRTH_S = 10.0
 _TAIL_LINES = 15
 _TERMINAL = 1
 _TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -40,6 +41,8 @@ class Process:
     is_main: bool
     replica: bool = False
     """Whether the job goes on without it while another replica lives."""
+    up: Path | None = None
+    """File that appears when a signal reaches the component itself, where that takes a moment."""
 
 
 @dataclass
@@ -55,21 +58,14 @@ class _Running:
 
 
 def run_job(
-    job_name: str,
-    processes: list[Process],
-    env: Mapping[str, str],
-    *,
-    prepare: Sequence[str] = (),
-    clean_up: Sequence[str] = (),
+    job_name: str, processes: list[Process], env: Mapping[str, str], *, clean_up: Sequence[str] = ()
 ) -> None:
     """Run the processes until the first one ends, or the last of several replicas; then end the others.
 
     `env` is the whole environment of the processes; its `NS_RUN_DIR` marks the job's processes as such.
-    `prepare` is a command that comes first and is never interrupted half-way.
-    `clean_up` is a command that ends what these leave outside of the process table.
+    `clean_up` is a command that ends what the processes may leave outside of the process table.
 
     Raises:
-        UserError: the preparation failed.
         JobFailedError: with the main's exit code, or 1 when another component ended before the main.
         SystemExit: SIGTERM or SIGHUP arrived; the processes are gone by then.
         KeyboardInterrupt: Ctrl-C; the processes are gone by then. A second one shortens the time that they
@@ -79,11 +75,9 @@ def run_job(
     running: list[_Running] = []
     with Signals() as signals:
         try:
-            if prepare:
-                with signals.held():
-                    _prepare(job_name, prepare)
-            for process in processes:
-                running.append(_start(process, env, exited))
+            with signals.held():  # a process that is not listed yet would not be ended
+                for process in processes:
+                    running.append(_start(process, env, exited))
             first = _first_to_end_the_job(exited, running)
         finally:
             signals.only_hurry()
@@ -188,6 +182,7 @@ def _plain(line: bytes) -> bytes:
 
 def _end_all(running: list[_Running], run_dir: str, signals: "Signals") -> None:
     """End every process of the job: SIGTERM first, SIGKILL after the grace time or one more signal to us."""
+    _await_births(running)
     _signal_all(running, run_dir, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     main_lives = True
@@ -206,18 +201,13 @@ def _end_all(running: list[_Running], run_dir: str, signals: "Signals") -> None:
         one.copier.join(timeout=2)
 
 
-def _prepare(job_name: str, command: Sequence[str]) -> None:
-    done = subprocess.run(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"job {job_name}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+def _await_births(running: list[_Running]) -> None:
+    # a client that is killed while Docker creates its container leaves one behind that nobody knows of
+    deadline = time.monotonic() + _BIRTH_S
+    while time.monotonic() < deadline and any(
+        r.process.up and not r.process.up.exists() and r.popen.poll() is None for r in running
+    ):
+        time.sleep(0.02)
 
 
 def _clean_up(command: Sequence[str]) -> None:
