@@ -19,6 +19,7 @@ from nemo_skills.inference.request import RequestFormat
 from nemo_skills.inference.retry import RetryPolicy
 from nemo_skills.inference.runner import Run
 from nemo_skills.inference.server.ready import ServerTarget, wait_until_ready
+from nemo_skills.inference.settings import keep_settings, require_same_settings
 from nemo_skills.inference.source import RowSource, check_rows, select_rows
 from nemo_skills.inference.watch import run_folder
 from nemo_skills.prompt.utils import get_prompt
@@ -117,16 +118,13 @@ class Generation:
     ) -> None:
         self._release()
         if error is not None and self.counts.finished:
-            _log.info(
-                "%d rows were answered in this run and are kept in %s.",
-                self.counts.finished,
-                self.paths.journal,
-            )
+            _log.info("Rows that were answered in this run are kept in %s.", self.paths.journal)
 
     def _release(self) -> None:
         try:
             if self.journal.empty:
                 self.journal.remove()
+                self.paths.settings.unlink(missing_ok=True)
         finally:
             self.journal.close()
 
@@ -140,14 +138,18 @@ class Generation:
             self.paths.done.unlink(missing_ok=True)
         if not config.skip_filled:
             journal.clear()
+            # a whole that was merged from earlier chunks says nothing about those that now start over
+            OutputPaths.of(config.output_file).done.unlink(missing_ok=True)
         elif self.paths.output.exists() and journal.empty:
             _log.warning(
                 "%s is there, but no mark that it is complete: it will be replaced.", self.paths.output
             )
         if journal.empty:
+            keep_settings(self.paths.settings, config)
             if config.on_bad_row == "error":
                 check_rows(config.input_path, self.source.span)
             return
+        require_same_settings(self.paths.settings, config)
         _log.info("Going on from %d rows in %s.", journal.repair.records, self.paths.journal)
         if journal.repair.damaged_lines:
             shown = ", ".join(map(str, journal.repair.damaged_lines[:10]))
@@ -224,10 +226,19 @@ class Generation:
                     exit_code=1,
                 )
             _log.warning(text)
-        rows = self.source.span.size - self.source.skipped - failed
+        span, skipped = self.source.span, self.source.skipped
+        rows = span.size - skipped - failed
+        if not rows and skipped:
+            raise UserError(
+                f"all {skipped} rows of {self.config.input_file} are bad: is the prompt right for it?"
+            )
         self.journal.finalise(self.paths.output, rows)
-        DoneMark(rows=rows, failed=failed, skipped=self.source.skipped).write(self.paths.done)
+        mark = DoneMark(
+            rows=rows, failed=failed, skipped=skipped, start=span.start, stop=span.stop, total=span.total
+        )
+        mark.write(self.paths.done)
         self.journal.remove()
+        self.paths.settings.unlink(missing_ok=True)
         self.paths.progress.unlink(missing_ok=True)
         _log.info("%d rows are in %s.", rows, self.paths.output)
 

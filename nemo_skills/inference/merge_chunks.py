@@ -68,9 +68,16 @@ def missing_chunks(output_file: str | Path, num_chunks: int) -> list[Path]:
 
 def _write_whole(whole: OutputPaths, chunks: list[OutputPaths]) -> None:
     marks = [DoneMark.read(chunk.done) for chunk in chunks]
+    _check_parts(whole, marks)
     _concatenate(whole.output, [chunk.output for chunk in chunks])
     rows = count_rows(whole.output)
-    total = DoneMark(*(sum(numbers) for numbers in zip(*marks, strict=True)))
+    total = DoneMark(
+        rows=sum(mark.rows for mark in marks),
+        failed=sum(mark.failed for mark in marks),
+        skipped=sum(mark.skipped for mark in marks),
+        stop=marks[-1].stop,
+        total=marks[-1].total,
+    )
     if rows != total.rows:
         whole.output.unlink()
         raise UserError(
@@ -80,6 +87,19 @@ def _write_whole(whole: OutputPaths, chunks: list[OutputPaths]) -> None:
     if failed:
         _concatenate(whole.failed, failed)
     total.write(whole.done)
+
+
+def _check_parts(whole: OutputPaths, marks: list[DoneMark]) -> None:
+    """Refuse chunks of different cuts, as from calls with another number of chunks or another input."""
+    starts = [0, *(mark.stop for mark in marks)]
+    fits = all(mark.start == start for mark, start in zip(marks, starts, strict=False))
+    if not fits or {mark.total for mark in marks} != {marks[-1].stop}:
+        parts = ", ".join(f"{mark.start}-{mark.stop} of {mark.total}" for mark in marks)
+        raise UserError(
+            f"The chunks of {whole.output} do not fit together (rows {parts}): some were made with another"
+            " number of chunks, max_samples or input. Make them again with ++skip_filled=false.",
+            exit_code=1,
+        )
 
 
 def _concatenate(target: Path, parts: list[Path]) -> None:

@@ -31,6 +31,11 @@ class OutputPaths:
         return self._with("-async")
 
     @property
+    def settings(self) -> Path:
+        """What the journal's answers were made with."""
+        return self._with("-async-settings")
+
+    @property
     def done(self) -> Path:
         """Says that the output is complete."""
         return self._with(".done")
@@ -60,13 +65,19 @@ class DoneMark(NamedTuple):
     rows: int
     failed: int
     skipped: int
+    start: int = 0
+    """Position of the first row of the input that it covers."""
+    stop: int = 0
+    """Position behind the last one."""
+    total: int = 0
+    """How many rows of the input all chunks cover together."""
 
     @classmethod
     def read(cls, path: Path) -> "DoneMark":
         """Read a mark; a file that says nothing counts as nothing known."""
         try:
             data = orjson.loads(path.read_bytes())
-            return cls(rows=int(data["rows"]), failed=int(data["failed"]), skipped=int(data["skipped"]))
+            return cls(**{name: int(data.get(name, 0)) for name in cls._fields})
         except (OSError, ValueError, KeyError, TypeError):
             return cls(rows=0, failed=0, skipped=0)
 

@@ -24,6 +24,8 @@ _EXTRAS: dict[str, dict[str, str]] = {
 }
 _CONTINUES_CHAT = frozenset({"vllm", "sglang", "stub"})
 _TAKES_N = frozenset({"vllm", "sglang", "trtllm", "openai", "stub"})
+# Not the model ended these answers but the server, which was stopping or ran out of something
+_CUT_OFF = frozenset({"abort", "aborted", "cancelled", "error"})
 _OURS = frozenset({"messages", "prompt", "model", "stream", "n"})
 
 
@@ -141,6 +143,10 @@ class RequestFormat:
         return Reply(answers, prompt_tokens, num_tokens)
 
     def _answer(self, choice: dict[str, Any]) -> Answer:
+        reason = choice.get("finish_reason")
+        content = choice["message"]["content"] if self.chat else choice["text"]
+        if reason in _CUT_OFF or (reason is None and content is None):
+            raise RequestError(Kind.retryable, f"the server did not finish its answer ({reason})")
         logprobs = choice.get("logprobs")
         tokens = _tokens(logprobs, chat=self.chat) if logprobs else None
         if not self.chat:

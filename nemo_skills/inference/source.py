@@ -28,6 +28,8 @@ class Span(NamedTuple):
 
     start: int
     stop: int
+    total: int
+    """How many rows all chunks take together."""
 
     @property
     def size(self) -> int:
@@ -48,10 +50,9 @@ def select_rows(config: GenerateConfig) -> Span:
         raise UserError(f"Input file {path} has no rows.")
     count = min(count, config.row_limit or count)
     if config.num_chunks is None or config.chunk_id is None:
-        return Span(0, count)
-    return Span(
-        count * config.chunk_id // config.num_chunks, count * (config.chunk_id + 1) // config.num_chunks
-    )
+        return Span(0, count, count)
+    first, behind = (count * chunk // config.num_chunks for chunk in (config.chunk_id, config.chunk_id + 1))
+    return Span(first, behind, count)
 
 
 def check_rows(path: Path, span: Span) -> None:
@@ -60,7 +61,7 @@ def check_rows(path: Path, span: Span) -> None:
     Raises:
         BadRowError: a line is no row; the message names file and line.
     """
-    for line in iter_lines(path, *span):
+    for line in iter_lines(path, span.start, span.stop):
         parse_row(path, line)
 
 
@@ -88,7 +89,7 @@ class RowSource:
     def __iter__(self) -> Iterator[Work]:
         """Yield rows to do; several workers may share one iterator."""
         path = self.config.input_path
-        for line in iter_lines(path, *self.span):
+        for line in iter_lines(path, self.span.start, self.span.stop):
             known = self.journal.has(line.position)
             if self.journal.expect(line.position, row_check(line.raw)):
                 continue
