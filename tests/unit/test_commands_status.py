@@ -46,7 +46,7 @@ def own_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
             "sacct|7|FAILED|00:00:05|1:0\nfile|7|timeout|1 5",
             *("FAILED", "failed", "0:00:05", 1, "stopped before its time limit"),
         ),
-        # the queue knows of a restart first
+        # the queue knows of a restart first, and of a cancelled job that ended with a clean exit
         (
             "squeue|7|PENDING|0:00|BeginTime\nfile|7|failed|1 5",
             "PENDING",
@@ -56,7 +56,8 @@ def own_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
             "BeginTime",
         ),
         ("squeue|7|FAILED|0:09|NonZeroExitCode", "FAILED", "failed", "0:00:09", None, ""),
-        ("squeue|7|FAILED|0:09|NonZeroExitCode\nfile|7|failed|4 8", "FAILED", "failed", "0:00:08", 4, ""),
+        ("squeue|7|FAILED|0:09|NonZeroExitCode\nfile|7|failed|4 8", "FAILED", "failed", "0:00:09", 4, ""),
+        ("squeue|7|CANCELLED|0:09|None\nfile|7|succeeded|0 9", "CANCELLED", "failed", "0:00:09", 0, ""),
         ("file|7|succeeded|0 3661", "COMPLETED", "succeeded", "1:01:01", 0, ""),
         ("file|7|cancelled|- 12", "CANCELLED", "failed", "0:00:12", None, ""),
         ("file|7|cancelled|", "CANCELLED", "failed", "", None, ""),

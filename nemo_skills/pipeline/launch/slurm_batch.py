@@ -145,7 +145,8 @@ if [[ $first != "$main" && -z $state ]]; then
 fi
 exit_code "$main"
 code=$?
-if [[ $code == 0 && -z $stopped ]]; then
+# a main that saves its work and ends cleanly when the job is cancelled has not succeeded
+if [[ $code == 0 && -z $stopped && $state != cancelled ]]; then
   state=succeeded
 elif [[ -z $state ]]; then
   state=failed

@@ -112,10 +112,12 @@ def _state(queue: list[str] | None, accounting: list[str] | None, left: tuple[st
             reason="stopped before its time limit" if near_limit else "",
             exit_code=_exit_code(accounting[4]),
         )
+    if queue is not None:
+        code = left_behind(*left).exit_code if left else None
+        elapsed = _elapsed(queue[3])
+        return JobState(state=queue[2], outcome=_outcome(queue[2]), elapsed=elapsed, exit_code=code)
     if left is not None and left[0] not in ("queued", "running"):
         return left_behind(*left)
-    if queue is not None:
-        return JobState(state=queue[2], outcome=_outcome(queue[2]), elapsed=_elapsed(queue[3]))
     if left is not None:
         return _LOST if left[0] == "running" else _NEVER_STARTED
     return _UNKNOWN
