@@ -243,7 +243,13 @@ class TestTrouble:
         with running_stub(fail_rows="is [37] ") as strict:
             done = run_main(strict.url, source, output)
             assert (done.returncode, "2 of 60 rows got no answer (2 bad_request)" in done.stderr) == (1, True)
-            assert files(tmp_path) == ["in.jsonl", "o.failed.jsonl", "o.jsonl-async", "o.progress.json"]
+            assert files(tmp_path) == [
+                "in.jsonl",
+                "o.failed.jsonl",
+                "o.jsonl-async",
+                "o.jsonl-async-settings",
+                "o.progress.json",
+            ]
             failed = read_rows(tmp_path / "o.failed.jsonl")
             assert sorted((row["_position"], row["_line"], row["id"]) for row in failed) == [
                 (3, 4, 3),
@@ -404,7 +410,7 @@ class TestResume:
             middle = run_main(stub.url, source, output)
             assert (middle.returncode, "disk is full" in middle.stderr) == (1, True), middle.stderr
             assert stub.requests - before == 2000 - kept
-            assert set(files(folder)) <= {"o.jsonl-async", "o.progress.json"}
+            assert set(files(folder)) <= {"o.jsonl-async", "o.jsonl-async-settings", "o.progress.json"}
             subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
             done = run_main(stub.url, source, output)
             assert (done.returncode, stub.requests - before) == (0, 2000 - kept), done.stderr
