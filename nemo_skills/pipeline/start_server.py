@@ -146,10 +146,10 @@ class _Watch:
             self._stop_forwarding()
             self._cancel(where)
             raise
-        code = status.state.exit_code or 1
+        how = ", ".join(filter(None, (status.state.state, status.state.reason)))
         raise JobFailedError(
-            f"the server ended ({status.state.state}); its log: ns logs {self._record.expname}",
-            exit_code=code,
+            f"the server ended ({how}); its log: ns logs {self._record.expname}",
+            exit_code=status.state.exit_code or 1,
         )
 
     def _cancel(self, where: ClusterOptions) -> None:
@@ -199,7 +199,15 @@ class _Watch:
         announce(servers, addresses)
 
     def _tunnel_stands(self) -> bool:
-        return not self._forward or bool(self._forwarded)
+        """Tell whether the tunnel works: a new connection in the place of a lost one knows nothing of it."""
+        if not self._forward:
+            return True
+        for port, _, _ in self._forwarded:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            except OSError:
+                return False
+        return bool(self._forwarded)
 
     def _stop_forwarding(self) -> None:
         while self._forwarded:

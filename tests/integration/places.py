@@ -15,6 +15,7 @@ import yaml
 from nemo_skills.pipeline import cli
 from nemo_skills.pipeline.launch import slurm
 from tests.services.docker import BASE_IMAGE
+from tests.services.slurm import SlurmCluster
 
 NAMES = ("none", "docker", "slurm-bare", "slurm-ssh", "slurm-container")
 FIXTURES = {
@@ -63,10 +64,10 @@ class Place:
 
 @contextmanager
 def place(
-    name: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any
 ) -> Iterator[Place]:
-    """Set this process up as a user of a place."""
-    services = {fixture: request.getfixturevalue(fixture) for fixture in FIXTURES[name]}
+    """Set this process up as a user of a place, whose services are fixtures or given."""
+    services = given or {fixture: request.getfixturevalue(fixture) for fixture in FIXTURES[name]}
     work_dir = folder / "cwd"
     work_dir.mkdir()
     monkeypatch.chdir(work_dir)
@@ -80,8 +81,15 @@ def place(
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     slurm._connection.cache_clear()
-    yield Place(name, folder, (f"--cluster={path}",) if name != "none" else ())
-    slurm._connection.cache_clear()
+    try:
+        yield Place(name, folder, (f"--cluster={path}",) if name != "none" else ())
+    finally:
+        slurm._connection.cache_clear()
+        for service in services.values():
+            if isinstance(service, SlurmCluster):
+                service.command(
+                    "scancel", "--user=root"
+                )  # jobs take whole nodes: a test that failed would block
 
 
 def config(name: str, folder: Path, services: Mapping[str, Any]) -> dict[str, object]:

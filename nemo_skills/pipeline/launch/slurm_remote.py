@@ -256,7 +256,7 @@ def settle_script(exp_dir: str, *, keep: bool) -> str:
 
 
 def on_login_node(script: str) -> str:
-    """Let a script find Slurm's commands, and them nothing in the environment that changes what they print."""
+    """Let a script find Slurm's commands, in an environment that does not change what they print."""
     return _clean() + script
 
 
