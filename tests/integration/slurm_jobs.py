@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -117,8 +118,16 @@ class SlurmUser:
         inside = self.settings["container_runtime"] == "pyxis"
         return f"/workspace/{name}" if inside else str(self.workspace / name)
 
-    def generate(self, *words: str, config: Path | None = None, **options: Any) -> int:
+    def quoted(self, name: str) -> str:
+        """Return the same for a line of shell."""
+        return shlex.quote(self.path(name))
+
+    def generate(self, *words: str, **options: Any) -> int:
         """Run `ns generate` in this process; returns its exit code. The server is a stub."""
+        return cli.main([*self.command(**options)[3:], *words])
+
+    def command(self, *, config: Path | None = None, **options: Any) -> list[str]:
+        """Return the command line of `ns generate`; `options` add to or replace its options."""
         values = {
             "cluster": config or self.config(),
             "server_type": "stub",
@@ -127,7 +136,8 @@ class SlurmUser:
             "output_dir": self.path("out put"),
         } | options
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return cli.main(["generate", *flags, "++prompt_config=generic/default", *words])
+        ns = [sys.executable, "-m", "nemo_skills.pipeline.cli"]
+        return [*ns, "generate", *flags, "++prompt_config=generic/default"]
 
     def record(self, expname: str = "generate") -> Record:
         """Return the newest record of an experiment."""

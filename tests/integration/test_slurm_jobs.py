@@ -173,7 +173,7 @@ def test_secrets_of_a_job_cancelled_in_the_queue_go_with_the_next_submission(
     assert not left.exists()
 
 
-def test_walltime_warns_the_main_and_the_next_part_goes_on(user: SlurmUser, secret: str) -> None:
+def test_a_warned_main_saves_its_work_and_the_next_part_goes_on(user: SlurmUser, secret: str) -> None:
     work = user.workspace / "work"
     main = (
         'trap \'echo saved >> "$0"; exit 143\' TERM; echo run $HF_TOKEN >> "$0";'
@@ -185,14 +185,12 @@ def test_walltime_warns_the_main_and_the_next_part_goes_on(user: SlurmUser, secr
         job("exp", bash("sleep 100", "server"), component),
         job("after", f"echo after >> {q(work)}", after=("exp",)),
         dependent_jobs=3,
-        partition="short",
-        cluster={"default_timeout": "00:01:00"},
     )
     ids = user.ids("exp")
     for number, name in enumerate(["exp", "exp-part2"], 1):
         wait_until(name, lambda number=number: work.exists() and work.read_text().count("run") == number)
-        user.cluster.expire(ids[name])
-    states = user.wait("exp", timeout_s=150)
+        user.warn(ids[name])
+    states = user.wait("exp")
     assert work.read_text() == f"run {secret}\nsaved\n" * 2 + f"run {secret}\nafter\n"
     assert states["exp-part3"] == states["exp-part4"] == states["after-part4"] == "COMPLETED"
     assert [state_of(user, name) for name in ("exp", "exp-part2", "exp-part3", "exp-part4")] == [
