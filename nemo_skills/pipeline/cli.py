@@ -19,6 +19,7 @@ from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_argu
 
 if TYPE_CHECKING:
     from nemo_skills.pipeline.cancel import cancel
+    from nemo_skills.pipeline.clean import clean
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
     from nemo_skills.pipeline.run_cmd import run_cmd
@@ -42,6 +43,7 @@ COMMANDS = {
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
     "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
+    "clean": CommandEntry("nemo_skills.pipeline.clean:clean", "Remove what old experiments have left."),
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Context",
     "app",
     "cancel",
+    "clean",
     "generate",
     "logs",
     "main",

@@ -169,3 +169,11 @@ class TunnelOptions:
     tunnel_port: int = option(
         0, "Port of this machine for it, instead of the server's own or any that is free.", minimum=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions:
+    """What to remove."""
+
+    older_than: str = option("7d", "Age of experiments to remove, as 12h, 7d or 4w.")
+    yes: bool = option(False, "Remove what is otherwise only listed.")

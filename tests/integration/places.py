@@ -40,9 +40,9 @@ class Place:
     """The option that names the cluster."""
 
     @property
-    def on_slurm(self) -> bool:
-        """Whether commands return before the jobs have ended."""
-        return self.name.startswith("slurm")
+    def config(self) -> str:
+        """The path of its cluster config."""
+        return self.cluster[0].removeprefix("--cluster=")
 
     def ns(self, command: str, *words: str) -> int:
         """Run a command of `ns` in this process; returns its exit code."""

@@ -202,6 +202,27 @@ def test_a_controller_that_is_down_is_named(
         cli.cancel(expnames="run_cmd")
 
 
+@both
+def test_clean_removes_what_has_ended(place: Place) -> None:
+    assert place.run_cmd("true") == 0
+    assert place.ns("run_cmd", *place.cluster, "--expname=runs", "sleep 600") == 0
+    wait_until("it runs", lambda: state("runs") == "RUNNING")
+    (ended,), (runs,) = history("run_cmd"), history("runs")
+    kinds = {one.path: one.kind for one in cli.clean(cluster=place.config, older_than="0m", yes=True)}
+    assert kinds[ended.exp_dir or ""] == "experiment"
+    assert kinds[runs.exp_dir or ""] == "busy"
+    jobs = place.folder / "jobs"
+    assert not (jobs / "run_cmd").exists()
+    assert not (jobs / "logs" / "run_cmd").exists()
+    assert Path(runs.code_dir or "").is_dir(), "the job that runs needs it"
+    assert place.ns("status", "run_cmd") == 2
+    cli.cancel(expnames="runs")
+    cli.clean(cluster=place.config, older_than="0m", yes=True)
+    # logs of this very second are not older than it
+    left = [path.relative_to(jobs) for path in jobs.rglob("*") if path.is_file()]
+    assert [path for path in left if path.parent != Path("logs/runs")] == []
+
+
 # --- start_server
 
 
@@ -221,7 +242,7 @@ def address_of(running: subprocess.Popen[str]) -> str:
 
 def stub_config(place: Place) -> None:
     """The stub needs our environment, which a bare cluster's own Python does not have."""
-    path = Path(place.cluster[0].removeprefix("--cluster="))
+    path = Path(place.config)
     path.write_text(f"{path.read_text()}containers:\n  nemo-skills: venv:{sys.prefix}\n")
 
 
@@ -266,7 +287,7 @@ def test_a_server_that_cannot_start(place: Place) -> None:
     stub_config(place)
     with pytest.raises(JobFailedError, match="the server ended"):
         cli.start_server(
-            cluster=place.cluster[0].removeprefix("--cluster="),
+            cluster=place.config,
             server_type="stub",
             model="m",
             server_args="--no-such-flag",

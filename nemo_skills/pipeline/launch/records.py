@@ -83,13 +83,18 @@ class Record:
         """NeMo-Run's folder of this experiment on the workstation."""
         return nemorun_home() / "experiments" / self.expname / self.id
 
+    @property
+    def file(self) -> Path:
+        """Where the record itself is kept."""
+        return _records_dir() / self.expname / f"{self.id}.json"
+
     def save(self) -> None:
         """Write the record atomically.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        path = _records_dir() / self.expname / f"{self.id}.json"
+        path = self.file
         temporary = path.with_suffix(".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,8 @@ mkdir -p -- "$root" "$log_dir" || exit 1
 while IFS= read -r source; do
   [[ -z $source || -e $source ]] || printf 'missing\t%s\n' "$source"
 done <<< "$sources"
-[[ -d $code_dir ]] && printf 'code\tpresent\n'
+# its time says when it was used last
+[[ -d $code_dir ]] && { touch -c -- "$code_dir" 2> /dev/null; printf 'code\tpresent\n'; }
 config=$(scontrol show config) && [[ $config =~ ClusterName\ *=\ *([^[:space:]]+) ]]
 printf 'cluster\t%s\n' "${BASH_REMATCH[1]:-}"
 """
