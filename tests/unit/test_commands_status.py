@@ -169,6 +169,8 @@ DEAD = f"{this_process().rsplit(':', 2)[0]}:{os.getpid()}:1"
         (FAILED, None, DEAD, ("NOT_STARTED", "failed", None)),
         (SUCCEEDED, ("succeeded", "0 5"), DEAD, ("COMPLETED", "succeeded", 0)),
     ],
+    # parallel test processes must agree on names, and their pids differ
+    ids=map(str, range(9)),
 )
 def test_states_of_this_machine(
     experiment: str,
