@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from nemo_skills.pipeline import cli
-from nemo_skills.pipeline.launch import slurm
+from nemo_skills.pipeline.launch import code, slurm
 from tests.services.docker import BASE_IMAGE
 from tests.services.slurm import SlurmCluster
 
@@ -81,6 +81,7 @@ def place(
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     slurm._connection.cache_clear()
+    code._session.clear()
     try:
         yield Place(name, folder, (f"--cluster={path}",) if name != "none" else ())
     finally:

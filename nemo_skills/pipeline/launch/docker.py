@@ -14,6 +14,7 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.env import JobEnv, render_secrets_file, resolve_env
 from nemo_skills.pipeline.cluster.mounts import Mount
 from nemo_skills.pipeline.launch.blocking import LocalJob, LocalProcess, new_record, run_experiment
+from nemo_skills.pipeline.launch.code import choose_code
 from nemo_skills.pipeline.launch.docker_engine import (
     Engine,
     find_engine,
@@ -22,7 +23,7 @@ from nemo_skills.pipeline.launch.docker_engine import (
     this_user,
 )
 from nemo_skills.pipeline.launch.layout import CODE_TARGET, JOB_TARGET, SANDBOX, Layout, host_path
-from nemo_skills.pipeline.launch.packaging import build_package, extract_script
+from nemo_skills.pipeline.launch.packaging import extract_script
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record, nemorun_home
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, render_component
@@ -81,10 +82,12 @@ def submit(plan: Plan) -> Record:
 
 
 def _unpacked_code(plan: Plan, home: Path) -> str:
-    """Package the code and return the folder that holds it, the same for the same code."""
-    package = build_package(
-        Path.cwd(), home / "ns_packages", allow_uncommitted=plan.options.allow_uncommitted
-    )
+    """Return the folder that holds the code, the same for the same code."""
+    package = choose_code(plan)
+    if isinstance(package, str):
+        if not Path(package).is_dir():
+            raise UserError(f"the packaged code {package} (--reuse_code_exp) is no longer there")
+        return package
     folder = str(home / "ns_code" / package.digest)
     script = extract_script(str(package.path), folder)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)

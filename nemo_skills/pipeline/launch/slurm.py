@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
@@ -14,10 +13,11 @@ from nemo_skills.pipeline.cluster.env import resolve_env
 from nemo_skills.pipeline.cluster.mounts import normalise_path
 from nemo_skills.pipeline.cluster.ssh import SshTunnel
 from nemo_skills.pipeline.cluster.tunnel import LocalTunnel, ShellTunnel, assignments
+from nemo_skills.pipeline.launch.code import choose_code
 from nemo_skills.pipeline.launch.layout import Layout, host_path
-from nemo_skills.pipeline.launch.packaging import CodePackage, build_package, extract_script
+from nemo_skills.pipeline.launch.packaging import CodePackage, extract_script
 from nemo_skills.pipeline.launch.plan import Plan
-from nemo_skills.pipeline.launch.records import SUBMITTED, Record, latest, nemorun_home, new_id
+from nemo_skills.pipeline.launch.records import SUBMITTED, Record, new_id
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob
 from nemo_skills.pipeline.launch.slurm_after import Predecessors, state_file
 from nemo_skills.pipeline.launch.slurm_queue import Order, queue
@@ -72,7 +72,7 @@ def submit(plan: Plan) -> Record:
     plan = dataclasses.replace(plan, env=env.plain)
     render(plan)  # mistakes come before anything is sent
     tunnel = open_tunnel(cluster)
-    ground = _prepare(tunnel, plan, _package(plan))
+    ground = _prepare(tunnel, plan, choose_code(plan))
     record_id, root = new_id(plan.expname), job_dir(cluster)
     layout = Layout(exp_dir=f"{root}/{plan.expname}/{record_id}", code_dir=ground.code_dir)
     order = Order(
@@ -134,21 +134,6 @@ def survey(cluster: ClusterConfig, files: Iterable[str], writes: Iterable[str]) 
         exists=frozenset(host_files[path] for path in answer.words("exists")),
         queued={host_writes[w.path]: w.job for w in writers if w.active},
     )
-
-
-def _package(plan: Plan) -> CodePackage | str:
-    """Return the code to run: packaged now or in this session, or the folder where an experiment has it."""
-    options = plan.options
-    if options.reuse_code_exp:
-        record = latest(options.reuse_code_exp)
-        if record.code_dir is None or record.executor != "slurm":
-            raise UserError(f"--reuse_code_exp: experiment '{record.expname}' has no code on a cluster")
-        return record.code_dir
-    package = _session_package if options.reuse_code else build_package
-    return package(Path.cwd(), nemorun_home() / "ns_packages", allow_uncommitted=options.allow_uncommitted)
-
-
-_session_package = functools.cache(build_package)
 
 
 def _prepare(tunnel: ShellTunnel, plan: Plan, code: CodePackage | str) -> _Ground:
