@@ -1,5 +1,6 @@
 """The steps of a generation job: open, answer, finish."""
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
@@ -7,24 +8,28 @@ from types import TracebackType
 from typing import Self
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Journal, disk_errors, iter_lines, parse_row
+from nemo_skills.core.jsonl import InputFiles, Journal, disk_errors, parse_row
 from nemo_skills.core.log import get_logger
 from nemo_skills.inference.client import Client, ClientSettings
 from nemo_skills.inference.config import GenerateConfig
 from nemo_skills.inference.conversation import Conversation, Rendered
+from nemo_skills.inference.done import DoneMark, OutputStamp, pieces, write_key
 from nemo_skills.inference.endpoints import EndpointPool, Load
-from nemo_skills.inference.outputs import DoneMark, FailedRows, OutputPaths
+from nemo_skills.inference.opening import Opening
+from nemo_skills.inference.outputs import FailedRows, OutputPaths
 from nemo_skills.inference.progress import Counts
 from nemo_skills.inference.request import RequestFormat
 from nemo_skills.inference.retry import RetryPolicy
 from nemo_skills.inference.runner import Run
 from nemo_skills.inference.server.ready import ServerTarget, wait_until_ready
-from nemo_skills.inference.settings import keep_settings, require_same_settings
-from nemo_skills.inference.source import RowSource, check_rows, select_rows
+from nemo_skills.inference.settings import answer_settings
+from nemo_skills.inference.source import RowSource
+from nemo_skills.inference.survey import InputState, Span, find_bounds
 from nemo_skills.inference.watch import run_folder
 from nemo_skills.prompt.utils import get_prompt
 
 _SHOWN_PROMPTS = 3
+_LOGGED_CHARACTERS = 4000
 _SILENCE_S = 5.0
 _log = get_logger(__name__)
 
@@ -45,12 +50,15 @@ def make_conversation(config: GenerateConfig) -> Conversation:
 def show_prompts(config: GenerateConfig) -> None:
     """Print the first prompts; no request is sent and no file is written."""
     conversation = make_conversation(config)
-    span = select_rows(config)
-    for line in iter_lines(config.input_path, span.start, min(span.stop, span.start + _SHOWN_PROMPTS)):
+    inputs = InputFiles.find(config.input_file)
+    start, stop, _ = find_bounds(config, inputs)
+    last = start + _SHOWN_PROMPTS
+    blocks = inputs.blocks(start, last if stop is None else min(stop, last))
+    for line in (block.line(index) for block in blocks for index in range(len(block.rows))):
         try:
-            rendered = conversation.first_prompt(parse_row(config.input_path, line))
+            rendered = conversation.first_prompt(parse_row(line.path, line))
         except UserError as error:
-            raise UserError(f"{config.input_path}:{line.number}: {error}") from None
+            raise UserError(f"{line.place}: {error}") from None
         print(f"--- row {line.position + 1} ---\n{readable(rendered)}")
 
 
@@ -59,20 +67,6 @@ def readable(rendered: Rendered) -> str:
     if isinstance(rendered, str):
         return rendered
     return "\n".join(f"[{message.get('role')}] {message.get('content')}" for message in rendered)
-
-
-def already_complete(config: GenerateConfig, paths: OutputPaths) -> bool:
-    """Say so if an earlier run has finished this output, or all chunks were merged."""
-    for candidate in (paths, OutputPaths.of(config.output_file)):
-        if candidate.complete:
-            mark = DoneMark.read(candidate.done)
-            failed = f", {mark.failed} more without an answer in {candidate.failed}" if mark.failed else ""
-            _log.info(
-                "Nothing to do: %s is complete (%d rows%s). ++skip_filled=false does it again.",
-                *(candidate.output, mark.rows, failed),
-            )
-            return True
-    return False
 
 
 @dataclass(kw_only=True)
@@ -84,10 +78,15 @@ class Generation:
     source: RowSource
     journal: Journal
     counts: Counts
+    opened: InputState | None
+    """What the input is; None where another process finished the output before this one could lock it."""
     reasons: Counter[str] = field(default_factory=Counter)
     """How many rows got no answer, by reason."""
-    complete: bool = False
-    """Whether another process finished the output before this one could lock it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.opened is None
 
     @classmethod
     def open(cls, config: GenerateConfig, paths: OutputPaths) -> Self:
@@ -96,19 +95,23 @@ class Generation:
         Raises:
             UserError: bad input, an output that cannot be written, or one that another process writes.
         """
-        _refuse_same_file(config, paths)
+        inputs = InputFiles.find(config.input_file)
+        _refuse_same_file(inputs, config)
         conversation = make_conversation(config)
-        span = select_rows(config)
         journal = Journal.open(paths.journal)
-        source = RowSource(config=config, conversation=conversation, journal=journal, span=span)
-        counts = Counts(total=span.size)
-        job = cls(config=config, paths=paths, source=source, journal=journal, counts=counts)
         try:
-            job._start_or_resume()
+            opened = Opening(config=config, paths=paths, inputs=inputs, journal=journal).run()
         except BaseException:
-            job._release()
+            _release(journal)
             raise
-        return job
+        state, changed = opened if opened is not None else (None, False)
+        span = state.span if state is not None else Span(0, 0)
+        source = RowSource(
+            config=config, conversation=conversation, inputs=inputs,
+            journal=journal, span=span, changed=changed,
+        )  # fmt: skip
+        counts = Counts(total=span.size)
+        return cls(config=config, paths=paths, source=source, journal=journal, counts=counts, opened=state)
 
     def __enter__(self) -> Self:
         return self
@@ -116,44 +119,9 @@ class Generation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        _release(self.journal)
         if error is not None and self.counts.finished:
             _log.info("Rows that were answered in this run are kept in %s.", self.paths.journal)
-
-    def _release(self) -> None:
-        try:
-            if self.journal.empty:
-                self.journal.remove()
-                self.paths.settings.unlink(missing_ok=True)
-        finally:
-            self.journal.close()
-
-    def _start_or_resume(self) -> None:
-        journal, config = self.journal, self.config
-        if config.skip_filled and self.paths.complete:
-            self.complete = True
-            journal.remove()
-            return
-        with disk_errors(self.paths.done):
-            self.paths.done.unlink(missing_ok=True)
-        if not config.skip_filled:
-            journal.clear()
-            # a whole that was merged from earlier chunks says nothing about those that now start over
-            OutputPaths.of(config.output_file).done.unlink(missing_ok=True)
-        elif self.paths.output.exists() and journal.empty:
-            _log.warning(
-                "%s is there, but no mark that it is complete: it will be replaced.", self.paths.output
-            )
-        if journal.empty:
-            keep_settings(self.paths.settings, config)
-            if config.on_bad_row == "error":
-                check_rows(config.input_path, self.source.span)
-            return
-        require_same_settings(self.paths.settings, config)
-        _log.info("Going on from %d rows in %s.", journal.repair.records, self.paths.journal)
-        if journal.repair.damaged_lines:
-            shown = ", ".join(map(str, journal.repair.damaged_lines[:10]))
-            _log.warning("%s: damaged lines (%s); their rows are done again.", self.paths.journal, shown)
 
     async def answer_rows(self) -> None:
         """Get the missing answers.
@@ -165,9 +133,11 @@ class Generation:
         first = next(rows, None)
         failed = None
         if first is not None:
-            _log.info("The first prompt:\n%s", readable(self.source.conversation.first_prompt(first.row)))
+            prompt = readable(self.source.conversation.first_prompt(first.row))
+            more = f" … ({len(prompt)} characters)" if len(prompt) > _LOGGED_CHARACTERS else ""
+            _log.info("The first prompt:\n%s%s", prompt[:_LOGGED_CHARACTERS], more)
             async with await self._connect() as client:
-                failed = FailedRows(self.paths.failed)
+                failed = FailedRows(self.paths.failed, name_files=len(self.source.inputs.paths) > 1)
                 run = Run(
                     config=self.config, paths=self.paths, journal=self.journal, failed=failed,
                     conversation=self.source.conversation, counts=self.counts, reasons=self.reasons,
@@ -216,6 +186,8 @@ class Generation:
         failed, allowed = self.counts.failed, self.config.allowed_failures(self.counts.total)
         if self.source.skipped:
             _log.warning("%d bad rows were left out.", self.source.skipped)
+        if self.source.edited:
+            _log.info("%d rows were new or had changed.", self.source.edited)
         if failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
             text = f"{failed} of {self.counts.total} rows got no answer ({reasons}), see {self.paths.failed}."
@@ -226,24 +198,43 @@ class Generation:
                     exit_code=1,
                 )
             _log.warning(text)
-        span, skipped = self.source.span, self.source.skipped
-        rows = span.size - skipped - failed
-        if not rows and skipped:
+        rows = self.source.span.size - self.source.skipped - failed
+        if not rows and self.source.skipped:
             raise UserError(
-                f"all {skipped} rows of {self.config.input_file} are bad: is the prompt right for it?"
+                f"All {self.source.skipped} rows are bad: is the prompt right for {self.source.inputs}?"
             )
-        self.journal.finalise(self.paths.output, rows)
-        mark = DoneMark(
-            rows=rows, failed=failed, skipped=skipped, start=span.start, stop=span.stop, total=span.total
-        )
-        mark.write(self.paths.done)
-        self.journal.remove()
-        self.paths.settings.unlink(missing_ok=True)
+        self._write_output(rows)
         self.paths.progress.unlink(missing_ok=True)
         _log.info("%d rows are in %s.", rows, self.paths.output)
 
+    def _write_output(self, rows: int) -> None:
+        """Write the output and the mark that it is complete; the journal has done its service then."""
+        paths = self.paths
+        with disk_errors(paths.done), tempfile.TemporaryFile(dir=paths.done.parent) as keys:
+            written = self.journal.finalise(paths.output, rows, lambda key: write_key(keys, key))
+            keys.seek(0)
+            mark = DoneMark(
+                rows=rows,
+                failed=self.counts.failed,
+                skipped=self.source.skipped,
+                source=self.opened,
+                output=OutputStamp.of(paths.output, written),
+                settings=answer_settings(self.config),
+            )
+            mark.write(paths.done, pieces(keys))
+        self.journal.remove()
 
-def _refuse_same_file(config: GenerateConfig, paths: OutputPaths) -> None:
-    source = config.input_path.absolute().resolve()
-    if source in {path.resolve() for path in (paths.output, paths.journal, paths.failed, paths.done)}:
-        raise UserError(f"input_file and output_file must differ: {source} would be overwritten.")
+
+def _release(journal: Journal) -> None:
+    try:
+        if journal.empty:
+            journal.remove()
+    finally:
+        journal.close()
+
+
+def _refuse_same_file(inputs: InputFiles, config: GenerateConfig) -> None:
+    outputs = OutputPaths.of(config.output_file)
+    for path in inputs.paths:
+        if outputs.include(path):
+            raise UserError(f"input_file and output_file must differ: {path} would be overwritten.")

@@ -49,7 +49,7 @@ class Overflow(NamedTuple):
     def shorter_answer(self, wanted: int) -> int:
         """Return how long the answer may be at most; 0 when there is no room for any."""
         if self.limit is None or self.prompt_tokens is None:
-            return wanted // 2
+            return min(wanted // 2, (self.limit or wanted) - 1)
         room = self.limit - self.prompt_tokens
         return room if room < wanted else wanted // 2
 

@@ -9,7 +9,7 @@ from nemo_skills.inference.endpoints import EndpointPool, EndpointState
 if TYPE_CHECKING:
     import aiohttp
 
-_POLL_S = 1.0
+_FIRST_POLL_S, _POLL_S = 0.3, 1.0
 _TIMEOUT_S = 5.0
 _GIVE_UP_AFTER = 3
 _GAUGE = re.compile(
@@ -58,9 +58,10 @@ async def _watch(session: "aiohttp.ClientSession", state: EndpointState) -> None
     import aiohttp
 
     url = state.endpoint.base_url.removesuffix("/v1") + "/metrics"
-    unknown = 0
+    unknown, pause = 0, _FIRST_POLL_S
     while unknown < _GIVE_UP_AFTER:
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(pause)
+        pause = _POLL_S
         if state.down_since is not None:
             continue
         try:

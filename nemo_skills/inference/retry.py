@@ -101,7 +101,8 @@ def _error_text(body: bytes) -> str:
         found = (
             [inner.get(key) for key in ("message", "code", "detail")] if isinstance(inner, dict) else [inner]
         )
-        text = " ".join(str(part) for part in found if part) or text
+        # a number there only repeats the status
+        text = " ".join(str(part) for part in found if part and not isinstance(part, int)) or text
     return " ".join(text.split())[:_SHOWN]
 
 

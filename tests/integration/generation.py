@@ -97,8 +97,11 @@ def gsm8k(count: int) -> list[str]:
     """Return the first rows of GSM8K, or shipped word problems, repeated, where it is not there."""
     shipped = REPO / "nemo_skills" / "examples" / "word_problems.jsonl"
     folders = [Path(os.environ.get("NS_TEST_DATA", "/nowhere")), REPO.parent / "shared" / "data"]
-    source = next((f / "gsm8k_test.jsonl" for f in folders if (f / "gsm8k_test.jsonl").is_file()), shipped)
-    lines = source.read_text(encoding="utf-8").splitlines()
+    source = next((f / "gsm8k_test.jsonl" for f in folders if (f / "gsm8k_test.jsonl").is_file()), None)
+    if source is None:
+        lines = shipped.read_text(encoding="utf-8").replace('"problem":', '"question":').splitlines()
+    else:
+        lines = source.read_text(encoding="utf-8").splitlines()
     return (lines * (count // len(lines) + 1))[:count]
 
 

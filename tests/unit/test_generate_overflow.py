@@ -49,6 +49,7 @@ MESSAGES = [
     ),
     ("The input (5000 tokens) is longer than the model's context length"
      " (4096 tokens).", Overflow(4096, 5000)),
+    ("max_tokens=5000 cannot be greater than max_model_len=1024.", Overflow(1024, None)),
     ("prompt is too long", Overflow(None, None)),
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ def test_how_much_shorter() -> None:
     assert Overflow(1024, 200).shorter_answer(2048) == 824
     assert Overflow(1024, 2000).shorter_answer(2048) < 1
     assert Overflow(None, None).shorter_answer(2048) == 1024
+    assert Overflow(1024, None).shorter_answer(5000) == 1023
     assert Overflow(1024, 2000).keep_share(8000, 24) == pytest.approx(0.5, abs=0.02)
     assert Overflow(1024, 2000).keep_share(8000, 1024) == 0
     # the count is a lower bound, so the length decides
