@@ -99,9 +99,10 @@ class TestBodies:
 
 class TestAnswers:
     def test_missing_parts_are_not_invented(self) -> None:
-        reply = requests_for().parse(b'{"choices":[{"message":{"content":null,"reasoning_content":"hm"}}]}')
+        message = b'{"content":null,"reasoning_content":"hm"}'
+        reply = requests_for().parse(b'{"choices":[{"message":%s,"finish_reason":"length"}]}' % message)
         [answer] = reply.answers
-        assert (answer.text, answer.finish_reason, answer.reasoning) == ("", None, "hm")
+        assert (answer.text, answer.finish_reason, answer.reasoning) == ("", "length", "hm")
         assert (reply.num_tokens, reply.prompt_tokens) == (None, 0)
 
     def test_as_many_answers_as_asked_for(self) -> None:
