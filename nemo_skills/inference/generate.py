@@ -13,7 +13,8 @@ def generate(config: GenerateConfig) -> None:
     """Answer every row of a JSONL file; whatever happens, a rerun goes on from the finished ones."""
     # a launcher imports this module for the schema alone
     from nemo_skills.core.log import setup_logging
-    from nemo_skills.inference.job import Generation, already_complete, show_prompts
+    from nemo_skills.inference.job import Generation, show_prompts
+    from nemo_skills.inference.opening import already_complete
     from nemo_skills.inference.outputs import OutputPaths
     from nemo_skills.inference.runner import run_until_signal
 

@@ -3,15 +3,18 @@
 python -m nemo_skills.inference.merge_chunks ++output_file=out/output.jsonl ++num_chunks=4
 """
 
-import shutil
+import zlib
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.hydra import MISSING, main, opt
-from nemo_skills.core.jsonl import Journal, atomic_output, count_rows, disk_errors
+from nemo_skills.core.jsonl import FileStamp, Journal, Written, atomic_output, disk_errors
 from nemo_skills.core.log import get_logger
-from nemo_skills.inference.outputs import DoneMark, OutputPaths
+from nemo_skills.inference.done import DoneMark, OutputStamp, key_pieces, pieces
+from nemo_skills.inference.outputs import OutputPaths
+from nemo_skills.inference.survey import InputState
 
 _log = get_logger(__name__)
 
@@ -40,7 +43,7 @@ def merge_chunks(output_file: str | Path, num_chunks: int) -> bool:
     """
     whole = OutputPaths.of(output_file)
     chunks = [OutputPaths.of(output_file, number) for number in range(num_chunks)]
-    if not whole.complete and missing_chunks(output_file, num_chunks):
+    if _to_write(whole, chunks) and missing_chunks(output_file, num_chunks):
         return False
     # the journal's lock: nobody else may write this output meanwhile
     lock = Journal.open(whole.journal)
@@ -49,7 +52,7 @@ def merge_chunks(output_file: str | Path, num_chunks: int) -> bool:
             raise UserError(
                 f"{whole.journal} holds an unfinished run without chunks; finish or remove it first."
             )
-        if not whole.complete:
+        if _to_write(whole, chunks):
             _write_whole(whole, chunks)
         for chunk in chunks:
             for path in (chunk.done, chunk.output, chunk.failed):
@@ -61,52 +64,94 @@ def merge_chunks(output_file: str | Path, num_chunks: int) -> bool:
 
 
 def missing_chunks(output_file: str | Path, num_chunks: int) -> list[Path]:
-    """Return the outputs of chunks that are not complete."""
-    chunks = (OutputPaths.of(output_file, number) for number in range(num_chunks))
-    return [chunk.output for chunk in chunks if not chunk.complete]
+    """Return the outputs of chunks that are not complete, or not for the input that another one answers."""
+    chunks = [OutputPaths.of(output_file, number) for number in range(num_chunks)]
+    stamps = _newest_stamps(chunks)
+    return [chunk.output for chunk in chunks if not chunk.complete or _stamps(chunk) not in (stamps, None)]
+
+
+def _to_write(whole: OutputPaths, chunks: list[OutputPaths]) -> bool:
+    """Whether the whole is not there, or its chunks have been done again for an input that has changed."""
+    return not whole.complete or _newest_stamps(chunks) not in (_stamps(whole), None)
+
+
+def _newest_stamps(chunks: list[OutputPaths]) -> tuple[FileStamp, ...] | None:
+    """Return how the input looked to the chunk that was finished last."""
+    complete = [chunk for chunk in chunks if chunk.complete]
+    return _stamps(max(complete, key=lambda chunk: chunk.done.stat().st_mtime_ns)) if complete else None
+
+
+def _stamps(paths: OutputPaths) -> tuple[FileStamp, ...] | None:
+    source = DoneMark.read(paths.done).source
+    return source.stamps if source is not None else None
 
 
 def _write_whole(whole: OutputPaths, chunks: list[OutputPaths]) -> None:
     marks = [DoneMark.read(chunk.done) for chunk in chunks]
-    _check_parts(whole, marks)
-    _concatenate(whole.output, [chunk.output for chunk in chunks])
-    rows = count_rows(whole.output)
-    total = DoneMark(
-        rows=sum(mark.rows for mark in marks),
-        failed=sum(mark.failed for mark in marks),
-        skipped=sum(mark.skipped for mark in marks),
-        stop=marks[-1].stop,
-        total=marks[-1].total,
-    )
-    if rows != total.rows:
+    source = _whole_source(whole, marks)
+    if any(mark.settings != marks[0].settings for mark in marks):
+        raise UserError(f"The chunks of {whole.output} were made with different settings.", exit_code=1)
+    written = _concatenate(whole.output, [chunk.output for chunk in chunks])
+    rows = sum(mark.rows for mark in marks)
+    if rows != written.rows:
         whole.output.unlink()
         raise UserError(
-            f"The chunks of {whole.output} hold {rows} rows where {total.rows} were written.", exit_code=1
+            f"The chunks of {whole.output} hold {written.rows} rows where {rows} were written.", exit_code=1
         )
     failed = [chunk.failed for chunk in chunks if chunk.failed.exists()]
     if failed:
         _concatenate(whole.failed, failed)
-    total.write(whole.done)
+    else:
+        whole.failed.unlink(missing_ok=True)
+    total = DoneMark(
+        rows=rows,
+        failed=sum(mark.failed for mark in marks),
+        skipped=sum(mark.skipped for mark in marks),
+        source=source,
+        output=OutputStamp.of(whole.output, written),
+        settings=marks[0].settings,
+    )
+    total.write(whole.done, chain.from_iterable(key_pieces(chunk.done) for chunk in chunks))
 
 
-def _check_parts(whole: OutputPaths, marks: list[DoneMark]) -> None:
-    """Refuse chunks of different cuts, as from calls with another number of chunks or another input."""
-    starts = [0, *(mark.stop for mark in marks)]
-    fits = all(mark.start == start for mark, start in zip(marks, starts, strict=False))
-    if not fits or {mark.total for mark in marks} != {marks[-1].stop}:
-        parts = ", ".join(f"{mark.start}-{mark.stop} of {mark.total}" for mark in marks)
+def _whole_source(whole: OutputPaths, marks: list[DoneMark]) -> InputState | None:
+    """Return what input the chunks answer together, as far as all of them know.
+
+    Raises:
+        UserError: they are of different cuts, as from calls with another number of chunks.
+    """
+    sources = [mark.source for mark in marks if mark.source is not None]
+    if len(sources) < len(marks):
+        return None
+    spans = [source.span for source in sources]
+    neighbours = all(this.stop == following.start for this, following in pairwise(spans))
+    if spans[0].start or not neighbours or {source.total for source in sources} != {spans[-1].stop}:
+        parts = ", ".join(f"{source.span.start}-{source.span.stop} of {source.total}" for source in sources)
         raise UserError(
             f"The chunks of {whole.output} do not fit together (rows {parts}): some were made with another"
-            " number of chunks, max_samples or input. Make them again with ++skip_filled=false.",
+            " number of chunks or max_samples. Run them again, then merge.",
             exit_code=1,
         )
+    return InputState(
+        stamps=sources[0].stamps,
+        selection=sources[0].selection.whole,
+        parts=tuple(part for source in sources for part in source.parts),
+        total=sources[0].total,
+        checked=all(source.checked for source in sources),
+    )
 
 
-def _concatenate(target: Path, parts: list[Path]) -> None:
+def _concatenate(target: Path, parts: list[Path]) -> Written:
+    rows = size = crc = 0
     with disk_errors(target, "The chunks are kept."), atomic_output(target) as file:
         for part in parts:
             with part.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+                for piece in pieces(source):
+                    file.write(piece)
+                    rows += piece.count(b"\n")
+                    size += len(piece)
+                    crc = zlib.crc32(piece, crc)
+    return Written(rows, size, crc)
 
 
 @main(MergeConfig)

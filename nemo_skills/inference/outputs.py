@@ -1,14 +1,13 @@
 """Names of the files of one output, and the rows that got no answer."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
-import orjson
-
-from nemo_skills.core.jsonl import Line, add_fields, disk_errors, write_file
+from nemo_skills.core.jsonl import Line, add_fields, disk_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,6 @@ class OutputPaths:
         return self._with("-async")
 
     @property
-    def settings(self) -> Path:
-        """What the journal's answers were made with."""
-        return self._with("-async-settings")
-
-    @property
     def done(self) -> Path:
         """Says that the output is complete."""
         return self._with(".done")
@@ -55,43 +49,23 @@ class OutputPaths:
         """Whether an earlier run has finished this output."""
         return self.done.exists() and self.output.exists()
 
+    def include(self, path: Path) -> bool:
+        """Whether a file is one of these, or of those that a chunk of this output would write."""
+        path, output = path.resolve(), self.output.resolve()
+        stem, suffix = re.escape(self.output.stem), re.escape(self.output.suffix)
+        name = rf"{stem}(_chunk_\d+)?(\.failed)?{suffix}(-async|\.done)?"
+        return path == output or (path.parent == output.parent and re.fullmatch(name, path.name) is not None)
+
     def _with(self, suffix: str) -> Path:
         return self.output.with_name(self.output.name + suffix)
-
-
-class DoneMark(NamedTuple):
-    """What the `.done` file says about an output."""
-
-    rows: int
-    failed: int
-    skipped: int
-    start: int = 0
-    """Position of the first row of the input that it covers."""
-    stop: int = 0
-    """Position behind the last one."""
-    total: int = 0
-    """How many rows of the input all chunks cover together."""
-
-    @classmethod
-    def read(cls, path: Path) -> "DoneMark":
-        """Read a mark; a file that says nothing counts as nothing known."""
-        try:
-            data = orjson.loads(path.read_bytes())
-            return cls(**{name: int(data.get(name, 0)) for name in cls._fields})
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(rows=0, failed=0, skipped=0)
-
-    def write(self, path: Path) -> None:
-        """Write the mark; afterwards the output counts as complete."""
-        with disk_errors(path):
-            write_file(path, orjson.dumps(self._asdict()) + b"\n")
 
 
 class FailedRows:
     """The side file of rows that got no answer; written row by row, so that it can be watched."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, name_files: bool = False) -> None:
         self._path = path
+        self._name_files = name_files
         self._file: BinaryIO | None = None
         self.count = 0
         with disk_errors(path):
@@ -103,7 +77,8 @@ class FailedRows:
         with disk_errors(self._path, "Finished rows are kept: make room, then run the same command again."):
             if self._file is None:
                 self._file = self._path.open("wb", buffering=0)
-            fields = {"_position": line.position, "_line": line.number, **why}
+            place = {"_file": str(line.path)} if self._name_files else {}
+            fields = {"_position": line.position, **place, "_line": line.number, **why}
             self._file.write(add_fields(line.raw, row, fields) + b"\n")
 
     def close(self) -> None:

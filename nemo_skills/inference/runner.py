@@ -80,7 +80,8 @@ class Run:
             except RowFailedError as error:
                 self._fail(work, error)
                 continue
-            self.journal.append(work.line.position, add_fields(work.line.raw, work.row, solved.fields))
+            line = work.line
+            self.journal.append(line.position, line.raw, add_fields(line.raw, work.row, solved.fields))
             self.counts.finished += 1
             self.counts.tokens += solved.num_tokens
 
@@ -99,7 +100,7 @@ class Run:
         self.counts.failed += 1
         self.reasons[error.kind.value] += 1
         if self.counts.failed == 1:
-            _log.warning("No answer for line %d: %s", work.line.number, error)
+            _log.warning("No answer for %s: %s", work.line.place, error)
         refused = sum(count for reason, count in self.reasons.items() if reason not in RETRIED)
         allowed = self.config.allowed_failures(self.counts.total)
         if refused >= max(_REFUSED_ROWS, allowed + 1) and self.journal.empty:

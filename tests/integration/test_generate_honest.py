@@ -76,7 +76,7 @@ def test_an_input_of_bad_rows_only_is_no_success(stub: Stub, tmp_path: Path) -> 
     source = write_rows(tmp_path / "in.jsonl", 3)
     done = run_main(stub.url, source, tmp_path / "o.jsonl", prompt_config="generic/math", on_bad_row="skip")
     assert done.returncode == 2
-    assert "all 3 rows" in done.stderr
+    assert "All 3 rows" in done.stderr
     assert not (tmp_path / "o.jsonl.done").exists()
 
 

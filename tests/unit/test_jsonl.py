@@ -3,7 +3,11 @@ import json
 import os
 import subprocess
 import sys
+import zlib
+from array import array
+from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import orjson
 import pytest
@@ -15,6 +19,7 @@ from nemo_skills.core.jsonl import (
     BadRowError,
     Journal,
     Line,
+    _journal,
     add_fields,
     atomic_output,
     check_input,
@@ -22,6 +27,7 @@ from nemo_skills.core.jsonl import (
     iter_lines,
     parse_row,
     row_check,
+    row_key,
 )
 
 fresh_folder_per_example = settings(
@@ -36,17 +42,19 @@ def row_text(position: int) -> bytes:
 def write_journal(path: Path, positions: list[int]) -> Journal:
     journal = Journal.open(path)
     for position in positions:
-        journal.expect(position, row_check(row_text(position)))
-        journal.append(position, row_text(position))
+        journal.append(position, row_text(position), row_text(position))
     journal.flush()
     return journal
+
+
+def checks(texts: list[bytes]) -> "array[int]":
+    return array("I", map(row_check, texts))
 
 
 def reopen(path: Path, count: int) -> tuple[Journal, list[int]]:
     """Open the journal as a resumed run does; return it and the positions left to do."""
     journal = Journal.open(path)
-    left = [p for p in range(count) if not journal.expect(p, row_check(row_text(p)))]
-    return journal, left
+    return journal, list(journal.match(0, checks([row_text(p) for p in range(count)])).todo)
 
 
 class TestReader:
@@ -54,9 +62,9 @@ class TestReader:
         path = tmp_path / "in.jsonl"
         path.write_bytes(b'\xef\xbb\xbf{"a":1}\n\n  \r\n {"a":2} \r\n{"a":3}')
         assert list(iter_lines(path)) == [
-            Line(0, 1, b'{"a":1}'),
-            Line(1, 4, b'{"a":2}'),
-            Line(2, 5, b'{"a":3}'),
+            Line(0, 1, b'{"a":1}', path),
+            Line(1, 4, b'{"a":2}', path),
+            Line(2, 5, b'{"a":3}', path),
         ]
         assert [line.position for line in iter_lines(path, 1, 2)] == [1]
         assert count_rows(path) == 3
@@ -111,7 +119,7 @@ class TestJournal:
         write_journal(path, list(order)).close()
         whole = path.read_bytes()
         cut = data.draw(st.integers(0, len(whole)))
-        garbage = data.draw(st.sampled_from([b"", b"\0" * 7, b'{"_async_check":"0000', b"\n"]))
+        garbage = data.draw(st.sampled_from([b"", b"\0" * 7, b"\0" * 300, whole[:30], whole[:50], b"\n"]))
         torn = whole[:cut] + garbage
         path.write_bytes(torn)
         ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
@@ -119,11 +127,14 @@ class TestJournal:
         journal, left = reopen(path, 12)
         assert journal.done == sum(torn.startswith(whole[:end]) for end in ends)
         assert sorted(left) == sorted(order[journal.done :])
+        assert path.read_bytes() == whole[: max(end for end in [0, *ends] if torn.startswith(whole[:end]))]
         for position in left:
-            journal.append(position, row_text(position))
-        journal.finalise(path.with_name("out.jsonl"), 12)
+            journal.append(position, row_text(position), row_text(position))
+        written = journal.finalise(path.with_name("out.jsonl"), 12)
         journal.close()
-        assert path.with_name("out.jsonl").read_bytes() == b"".join(row_text(p) + b"\n" for p in range(12))
+        text = b"".join(row_text(p) + b"\n" for p in range(12))
+        assert path.with_name("out.jsonl").read_bytes() == text
+        assert written == (12, len(text), zlib.crc32(text))
 
     @fresh_folder_per_example
     @given(data=st.data())
@@ -131,9 +142,7 @@ class TestJournal:
         path = tmp_path_factory.mktemp("journal") / "out.jsonl-async"
         write_journal(path, list(range(6))).close()
         text = bytearray(path.read_bytes())
-        last_line = text.rindex(b"\n", 0, -1)
-        where = data.draw(st.integers(0, last_line - 1).filter(lambda i: text[i] != 10))
-        flip = data.draw(st.integers(1, 255).filter(lambda x: text[where] ^ x != 10))
+        where, flip = self.draw_damage(data, text)
         number = text.count(b"\n", 0, where)
         text[where] ^= flip
         path.write_bytes(text)
@@ -141,39 +150,129 @@ class TestJournal:
         journal, left = reopen(path, 6)
         assert journal.repair.damaged_lines == (number + 1,)
         assert left == [number]
-        journal.append(number, row_text(number))
+        journal.append(number, row_text(number), row_text(number))
         journal.close()
         journal, left = reopen(path, 6)
         assert left == []
         assert list(journal.rows()) == [row_text(p) for p in range(6)]
         journal.close()
 
-    def test_duplicates_keep_the_first(self, tmp_path: Path) -> None:
-        path = tmp_path / "j"
-        journal = Journal.open(path)
-        journal.expect(0, 7)
-        journal.append(0, b'{"v":1}')
-        journal.append(0, b'{"v":2}')
+    @fresh_folder_per_example
+    @given(data=st.data())
+    def test_damage_that_opening_overlooks_never_reaches_the_output(self, tmp_path_factory, data) -> None:
+        path = tmp_path_factory.mktemp("journal") / "out.jsonl-async"
+        write_journal(path, list(range(6))).close()
+        text = bytearray(path.read_bytes())
+        where, flip = self.draw_damage(data, text)
+        text[where] ^= flip
+        path.write_bytes(text)
+
+        with mock.patch.object(_journal, "_CHECKED_TAIL", 0):
+            for attempt in range(4):
+                journal, left = reopen(path, 6)
+                for position in left:
+                    journal.append(position, row_text(position), row_text(position))
+                try:
+                    journal.finalise(path.with_name("out.jsonl"), 6)
+                    break
+                except UserError as error:
+                    assert "was damaged" in str(error) and attempt == 0
+                    assert not path.with_name("out.jsonl").exists()
+                finally:
+                    journal.close()
+        assert path.with_name("out.jsonl").read_bytes() == b"".join(row_text(p) + b"\n" for p in range(6))
+
+    @staticmethod
+    def draw_damage(data, text: bytes) -> tuple[int, int]:
+        last_line = text.rindex(b"\n", 0, -1)
+        where = data.draw(st.integers(0, last_line - 1).filter(lambda i: text[i] != 10))
+        return where, data.draw(st.integers(1, 255).filter(lambda x: text[where] ^ x != 10))
+
+    def test_duplicates_leave_one(self, tmp_path: Path) -> None:
+        journal = Journal.open(tmp_path / "j")
+        journal.append(0, b"raw", b'{"v":1}')
+        journal.append(0, b"raw", b'{"v":2}')
         journal.close()
-        journal = Journal.open(path)
-        assert journal.expect(0, 7)
-        assert list(journal.rows()) == [b'{"v":1}']
+        journal = Journal.open(tmp_path / "j")
+        assert journal.match(0, checks([b"raw"])) == ([], [])
+        assert list(journal.rows()) == [b'{"v":2}']
         journal.close()
 
     def test_an_edited_row_is_done_again_and_stays_done(self, tmp_path: Path) -> None:
         path = tmp_path / "j"
         journal = Journal.open(path)
-        journal.expect(0, 7)
-        journal.append(0, b'{"v":"old"}')
+        journal.append(0, b"old", b'{"v":"old"}')
         journal.close()
         journal = Journal.open(path)
-        assert journal.has(0)
-        assert not journal.expect(0, 8)
-        journal.append(0, b'{"v":"new"}')
+        assert journal.match(0, checks([b"new"])) == ([0], [0])
+        assert journal.done == 0
+        assert list(journal.rows()) == []
+        journal.append(0, b"new", b'{"v":"new"}')
         journal.close()
         journal = Journal.open(path)
-        assert journal.expect(0, 8)
+        assert journal.match(0, checks([b"new"])) == ([], [])
         assert list(journal.rows()) == [b'{"v":"new"}']
+        journal.close()
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        positions=st.sets(st.integers(65_500, 65_600)),
+        edited=st.sets(st.integers(65_500, 65_600)),
+        cuts=st.sets(st.integers(65_501, 65_599)),
+    )
+    def test_match_tells_what_is_to_do_wherever_blocks_begin(self, tmp_path_factory, positions, edited, cuts):
+        path = tmp_path_factory.mktemp("journal") / "j"
+        write_journal(path, sorted(positions)).close()
+        journal = Journal.open(path)
+        for _ in range(2):  # looking again changes nothing
+            todo, other = set(), set()
+            bounds = [65_500, *sorted(cuts), 65_601]
+            for start, stop in pairwise(bounds):
+                texts = [b"new" if p in edited else row_text(p) for p in range(start, stop)]
+                match = journal.match(start, checks(texts))
+                todo |= {start + index for index in match.todo}
+                other |= {start + index for index in match.edited}
+            assert todo == set(range(65_500, 65_601)) - (positions - edited)
+            assert other == positions & edited
+            assert journal.done == len(positions - edited)
+        assert list(journal.rows()) == [row_text(p) for p in sorted(positions - edited)]
+        journal.close()
+
+    def test_a_moved_row_counts_at_its_new_position(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        write_journal(path, [0, 1, 2]).close()
+        texts = [b"new", row_text(0), row_text(1), row_text(1)]
+        journal = Journal.open(path)
+        assert journal.match(0, checks(texts)).todo == [0, 1, 2, 3]
+        spare = dict(journal.spare())
+        assert set(spare) == {row_key(row_text(p)) for p in range(3)}
+        journal.move(1, row_key(row_text(0)), spare[row_key(row_text(0))])
+        journal.move(2, row_key(row_text(1)), spare[row_key(row_text(1))])
+        journal.close()
+        journal = Journal.open(path)
+        assert journal.match(0, checks(texts)) == ([0, 3], [0])
+        assert set(dict(journal.spare())) == {row_key(row_text(2))}
+        journal.append(0, b"new", b'{"v":"new"}')
+        journal.append(3, row_text(1), b'{"v":"another answer"}')
+        rows = [b'{"v":"new"}', row_text(0), row_text(1), b'{"v":"another answer"}']
+        keys: list[int] = []
+        assert list(journal.rows(keys.append)) == rows
+        assert keys == list(map(row_key, texts))
+        journal.close()
+
+    def test_a_note_and_large_positions(self, tmp_path: Path) -> None:
+        journal = Journal.open(tmp_path / "j")
+        journal.annotate(b'{"a":1}')
+        assert journal.empty
+        journal.append(10**12, b"raw", b"{}")
+        journal.annotate(b'{"a":2}')
+        journal.close()
+        journal = Journal.open(tmp_path / "j")
+        assert (journal.note, journal.empty, journal.repair.records) == (b'{"a":2}', False, 1)
+        assert journal.match(10**12, checks([b"raw"])).todo == []
+        assert list(journal.rows()) == [b"{}"]
+        journal.clear()
+        assert (journal.note, journal.empty) == (None, True)
         journal.close()
 
     def test_rows_that_the_input_lost_are_left_out(self, tmp_path: Path) -> None:
@@ -188,8 +287,11 @@ class TestJournal:
         journal = Journal.open(tmp_path / "j")
         big = orjson.dumps({"text": "x" * 3_000_000})
         for position, row in enumerate([b"{}", big, b"{}"]):
-            journal.expect(position, 1)
-            journal.append(position, row)
+            journal.append(position, b"raw", row)
+        assert list(journal.rows()) == [b"{}", big, b"{}"]
+        journal.close()
+        journal = Journal.open(tmp_path / "j")
+        assert journal.match(0, checks([b"raw"] * 3)).todo == []
         assert list(journal.rows()) == [b"{}", big, b"{}"]
         journal.close()
 
@@ -232,9 +334,8 @@ class TestJournal:
     ) -> None:
         journal = write_journal(tmp_path / "j", [0])
         for position in (1, 2, 3):
-            journal.expect(position, row_check(row_text(position)))
-            journal.append(position, row_text(position))
-        real_write, budget = os.write, [len(row_text(1)) + 110]
+            journal.append(position, row_text(position), row_text(position))
+        real_write, budget = os.write, [len(row_text(1)) + 100]
 
         def full_disk(descriptor: int, data: bytes) -> int:
             if not budget[0]:

@@ -1,18 +1,12 @@
 """An append-only journal of finished rows that survives being killed at any moment.
 
-Each record is one line: a checksum of the rest of the line, the position of the row in the input, a checksum
-of the input row, and then the fields of the output row. A record that was cut off or damaged is recognised
-and does not count; its row is simply done again. In memory a row costs 13 bytes: where its record is (8), the
-checksum of its input (4), and whether the input still has it (1).
+A record that was cut off or damaged is recognised and does not count; its row is simply done again.
 """
 
-import errno
-import fcntl
 import os
-import re
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +16,24 @@ import orjson
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl._atomic import atomic_output, disk_errors, sync_folder
-from nemo_skills.core.log import get_logger
-
-_log = get_logger(__name__)
+from nemo_skills.core.jsonl._index import Match, RowIndex
+from nemo_skills.core.jsonl._keys import row_key
+from nemo_skills.core.jsonl._lock import open_locked
+from nemo_skills.core.jsonl._records import (
+    MAGIC,
+    Found,
+    Kind,
+    Scan,
+    encode,
+    key_of,
+    read_record,
+    row_of,
+)
+from nemo_skills.core.jsonl._table import Place, PlaceTable, ReadAhead
 
 _FLUSH_BYTES = 256 << 10
 _READ_BUFFER = 1 << 20
-_READ_GUESS = 4 << 10
-_CHECK_HEAD = b'{"_async_check":"'
-_CHECK_END = len(_CHECK_HEAD) + 8
-_HEADER = re.compile(rb'","_async_position":(\d{1,12}),"_async_row":"([0-9a-f]{8})"(?=[,}])')
-_ABSENT = -1
+_CHECKED_TAIL = 16 << 20
 _KEEPS = "Finished rows are kept: make room, then run the same command again."
 
 
@@ -45,7 +46,15 @@ class Repair:
     torn_bytes: int
     """Bytes of an unfinished record that were cut off the end."""
     damaged_lines: tuple[int, ...]
-    """1-based numbers of unreadable lines; their rows are done again."""
+    """1-based numbers of the lines where something unreadable begins; its rows are done again."""
+
+
+class Written(NamedTuple):
+    """An output that was written."""
+
+    rows: int
+    size: int
+    crc: int
 
 
 class Journal:
@@ -56,27 +65,27 @@ class Journal:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        self.note: bytes | None = None
+        """The text that `annotate` wrote last."""
+        self.repair = Repair(records=0, torn_bytes=0, damaged_lines=())
         self._descriptor = descriptor
         self._end = 0
         self._pending = bytearray()
         self._unsynced = False
         self._removed = False
-        self._offsets = array("q")
-        self._row_checks = array("I")
-        self._expected = bytearray()
-        self._done = 0
-        self.repair = Repair(records=0, torn_bytes=0, damaged_lines=())
+        self._index = RowIndex()
+        self._damage: frozenset[int] = frozenset()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open or create the journal, lock it, cut off a torn tail and index what is there.
+        """Open or create the journal, lock it, cut off a torn tail and see what is there.
 
         Raises:
             UserError: the folder cannot be written, or another process works on this output.
         """
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_locked(path)
+            descriptor = open_locked(path)
         journal = cls(path, descriptor)
         try:
             with disk_errors(path):
@@ -88,41 +97,44 @@ class Journal:
 
     @property
     def done(self) -> int:
-        """How many rows of the input (those named by `expect`) are finished."""
-        return self._done
+        """How many rows of the input, as far as `match` has seen it, are finished."""
+        return self._index.done
 
     @property
     def empty(self) -> bool:
-        """Whether there is no record at all."""
-        return self._end == 0 and not self._pending
+        """Whether there is no row at all."""
+        return not self._index.rows
 
-    def has(self, position: int) -> bool:
-        """Whether there is a record for this position, whatever input row it answers."""
-        return position < len(self._offsets) and self._offsets[position] != _ABSENT
+    def is_done(self, position: int) -> bool:
+        """Whether the row that `match` has seen at this position is finished."""
+        return self._index.is_done(position)
 
-    def expect(self, position: int, row_check: int) -> bool:
-        """Note that the input has this row; return whether it is finished already.
+    def match(self, start: int, checks: "array[int]") -> Match:
+        """Say which rows of the input from `start` on are to do; `checks` has the `row_check` of each.
 
-        A record that answers another text at the same position does not count, and is dropped.
+        A record that answers another text than the input has does not count.
         """
-        self._reserve(position)
-        if self._offsets[position] != _ABSENT and self._row_checks[position] != row_check:
-            self._offsets[position] = _ABSENT
-        if not self._expected[position]:
-            self._expected[position] = 1
-            self._done += self._offsets[position] != _ABSENT
-        self._row_checks[position] = row_check
-        return self._offsets[position] != _ABSENT
+        return self._index.match(start, checks)
 
-    def append(self, position: int, row: bytes) -> None:
-        """Add the finished row at a position that `expect` has named; the next `flush` writes it."""
-        header = b'","_async_position":%d,"_async_row":"%08x"' % (position, self._row_checks[position])
-        body = header + (b"}" if row == b"{}" else b"," + row[1:])
-        self._done += self._offsets[position] == _ABSENT
-        self._offsets[position] = self._end + len(self._pending)
-        self._pending += b"%b%08x%b\n" % (_CHECK_HEAD, zlib.crc32(body), body)
-        if len(self._pending) >= _FLUSH_BYTES:
-            self.flush()
+    def append(self, position: int, raw: bytes, row: bytes) -> None:
+        """Add the finished row of the input row `raw`; the next `flush` writes it."""
+        self._write(encode(Kind.ROW, position, row_key(raw), row))
+        self._index.finish(position)
+
+    def restore(self, position: int, key: int, row: bytes) -> None:
+        """Add a row that was finished elsewhere, for the input row with this `row_key`."""
+        self._write(encode(Kind.ROW, position, key, row))
+        self._index.finish(position, key >> 32)
+
+    def move(self, position: int, key: int, offset: int) -> None:
+        """Let the record at an offset, which `records` told, count for another position as well."""
+        self._write(encode(Kind.MOVED, position, key, b'{"_from":%d}' % offset))
+        self._index.finish(position, key >> 32)
+
+    def annotate(self, note: bytes) -> None:
+        """Keep a JSON object as `note`, for whoever opens the journal next."""
+        self.note = note
+        self._write(encode(Kind.NOTE, 0, 0, note))
 
     def flush(self) -> None:
         """Hand pending records to the operating system: they survive the death of this process.
@@ -154,28 +166,58 @@ class Journal:
         """Forget everything, to start over."""
         with disk_errors(self.path):
             os.ftruncate(self._descriptor, 0)
-        self._end = 0
+        self._end, self._damage = 0, frozenset()
         self._pending.clear()
-        self._offsets, self._row_checks, self._expected, self._done = array("q"), array("I"), bytearray(), 0
+        self._index, self.note = RowIndex(), None
 
-    def rows(self) -> Iterator[bytes]:
-        """Yield the finished rows of the input in its order."""
+    def spare(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield key and offset of the records that answer no row of the input where they stand.
+
+        They can be moved to rows of the same text elsewhere. `match` must have seen the whole input. Of large
+        journals, take one part of the keys at a time.
+        """
         self.flush()
-        for position, expected in enumerate(self._expected):
-            if expected and self._offsets[position] != _ABSENT:
-                yield self._read(position)
+        moved = {
+            self._source(record)
+            for record in self._records(Kind.MOVED)
+            if record.key % parts == part and not self._is_spare(record)
+        }
+        for record in self._records(Kind.ROW):
+            if record.key % parts == part and self._is_spare(record) and record.offset not in moved:
+                yield record.key, record.offset
 
-    def finalise(self, target: Path, expected: int) -> None:
+    def rows(self, on_key: Callable[[int], object] | None = None) -> Iterator[bytes]:
+        """Yield the finished rows of the input in its order, telling `on_key` the `row_key` of each.
+
+        Raises:
+            UserError: the file is damaged; the next run does again what was lost.
+        """
+        self.flush()
+        ahead = ReadAhead(self._descriptor)
+        with PlaceTable(self.path.parent, self._index.first) as places:
+            self._find_places(places)
+            for offset, size, key in places:
+                ahead.want(offset)
+                line = self._read(offset, size)
+                if key_of(line) != key:
+                    raise self._changed()
+                if on_key is not None:
+                    on_key(key)
+                yield row_of(line)
+
+    def finalise(self, target: Path, expected: int, on_key: Callable[[int], object] | None = None) -> Written:
         """Write the rows in input order to `target`, which appears at once and complete.
 
         Raises:
             UserError: the disk is full, or the journal does not hold `expected` rows; `target` is unchanged.
         """
-        written = 0
+        written = size = crc = 0
         with disk_errors(target, _KEEPS), atomic_output(target) as file:
-            for row in self.rows():
-                file.write(row)
-                file.write(b"\n")
+            for row in self.rows(on_key):
+                line = row + b"\n"
+                file.write(line)
+                crc = zlib.crc32(line, crc)
+                size += len(line)
                 written += 1
             if written != expected:
                 raise UserError(
@@ -183,6 +225,7 @@ class Journal:
                     " the output was not written. Run the same command again.",
                     exit_code=1,
                 )
+        return Written(written, size, crc)
 
     def remove(self) -> None:
         """Delete the journal; the lock goes with `close`."""
@@ -199,18 +242,56 @@ class Journal:
         finally:
             os.close(self._descriptor)
 
-    def _read(self, position: int) -> bytes:
-        offset, size = self._offsets[position], _READ_GUESS
-        while True:
-            line, newline, _ = os.pread(self._descriptor, size, offset).partition(b"\n")
-            record = _parse(line) if newline else None
-            if record is not None and record.position == position:
-                return b"{" + line[record.body :].removeprefix(b",")
-            if newline or offset + size > self._end:
-                raise UserError(
-                    f"{self.path} changed while it was in use; run the same command again.", exit_code=1
-                )
-            size *= 4
+    def _write(self, record: bytes) -> None:
+        self._pending += record
+        if len(self._pending) >= _FLUSH_BYTES:
+            self.flush()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        line = os.pread(self._descriptor, size, offset)
+        if len(line) != size or not line.startswith(MAGIC):
+            raise self._changed()
+        return line
+
+    def _records(self, kind: Kind) -> Iterator[Found]:
+        for batch in Scan(self._descriptor, self._end):
+            yield from (record for record in batch.records() if record.kind == kind)
+
+    def _is_spare(self, record: Found) -> bool:
+        return not self._index.answers(record.position, record.key >> 32)
+
+    def _find_places(self, places: PlaceTable) -> None:
+        """Note where the record of each finished row is, checking every one."""
+        scan = Scan(self._descriptor, self._end)
+        for batch in scan:
+            for record in batch.records():
+                if record.kind == Kind.ROW and self._index.is_done(record.position):
+                    places.put(record.position, Place(record.offset, record.size, record.key))
+                elif record.kind == Kind.MOVED and self._index.is_done(record.position):
+                    places.put(record.position, self._moved_place(record))
+        if scan.end < self._end or any(damage.start not in self._damage for damage in scan.damaged):
+            self._write(encode(Kind.DOUBT, 0, 0, b"{}"))
+            self.flush()
+            self.sync()
+            raise UserError(
+                f"{self.path} was damaged on the disk after its rows were written."
+                " Run the same command again: what was lost is done again.",
+                exit_code=1,
+            )
+
+    def _moved_place(self, record: Found) -> Place:
+        offset = self._source(record)
+        line = read_record(self._descriptor, offset, self._end)
+        if line is None or key_of(line) != record.key:
+            raise self._changed()
+        return Place(offset, len(line), record.key)
+
+    def _source(self, record: Found) -> int:
+        """Return the offset of the record that a moved one means."""
+        return int(orjson.loads(row_of(self._read(record.offset, record.size)))["_from"])
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self.path} changed while it was in use; run the same command again.", exit_code=1)
 
     def _drop_unfinished_record(self) -> None:
         """After a failed write: cut the file back to its last whole record; what follows is lost."""
@@ -221,98 +302,48 @@ class Journal:
         with suppress(OSError):
             os.ftruncate(self._descriptor, self._end)
 
-    def _reserve(self, position: int) -> None:
-        missing = position + 1 - len(self._offsets)
-        if missing > 0:
-            self._offsets.extend([_ABSENT] * missing)
-            self._row_checks.extend([0] * missing)
-            self._expected.extend(bytes(missing))
-
-    def _index(self, position: int, row_check: int, offset: int) -> None:
-        self._reserve(position)
-        # the first record of a row counts; one that answers an edited row replaces the older answer
-        if self._offsets[position] == _ABSENT or self._row_checks[position] != row_check:
-            self._offsets[position] = offset
-            self._row_checks[position] = row_check
-
     def _load(self) -> None:
-        records, offset, good_end = 0, 0, 0
-        damaged: list[int] = []
-        suspects: list[int] = []
-        with open(self._descriptor, "rb", buffering=_READ_BUFFER, closefd=False) as file:
-            for number, line in enumerate(file, 1):
-                record = _parse(line[:-1]) if line.endswith(b"\n") else None
-                if record is None:
-                    suspects.append(number)
-                else:
-                    self._index(record.position, record.row_check, offset)
-                    records += 1
-                    damaged += suspects
-                    suspects.clear()
-                    good_end = offset + len(line)
-                offset += len(line)
+        size = os.fstat(self._descriptor).st_size
+        # what was written last before a power failure may be full of holes; older records were synced
+        scan = Scan(self._descriptor, size, check_from=size - _CHECKED_TAIL)
+        if self._load_from(scan) or scan.damaged:
+            self._index, self.note = RowIndex(), None
+            scan = Scan(self._descriptor, size)
+            self._load_from(scan)
         # unreadable lines after the last good record are a write that was cut off, not damage
-        if offset > good_end:
-            self._refuse_foreign(good_end)
-            os.ftruncate(self._descriptor, good_end)
-        self._end = good_end
-        self.repair = Repair(records=records, torn_bytes=offset - good_end, damaged_lines=tuple(damaged))
+        if size > scan.end:
+            self._refuse_foreign(scan.end)
+            os.ftruncate(self._descriptor, scan.end)
+        self._end = scan.end
+        self._damage = frozenset(damage.start for damage in scan.damaged)
+        self.repair = Repair(
+            records=self._index.rows,
+            torn_bytes=size - scan.end,
+            damaged_lines=tuple(damage.line for damage in scan.damaged),
+        )
+
+    def _load_from(self, scan: Scan) -> bool:
+        """Take note of all records; return whether one of them says that the file cannot be trusted."""
+        doubt = False
+        for batch in scan:
+            if not self._index.load(batch.headers):
+                continue
+            for record in batch.records():
+                doubt |= record.kind == Kind.DOUBT
+                if record.kind == Kind.NOTE:
+                    line = read_record(self._descriptor, record.offset, scan.size)
+                    self.note = row_of(line) if line is not None else None
+                elif record.kind == Kind.MOVED and not (
+                    scan.damaged and scan.is_damaged(self._source(record))
+                ):
+                    self._index.find(record.position, record.key >> 32)
+        return doubt
 
     def _refuse_foreign(self, good_end: int) -> None:
         """Never truncate a file that some other program wrote."""
         line, newline, _ = os.pread(self._descriptor, _READ_BUFFER, 0).partition(b"\n")
-        if good_end or not newline or line.startswith(_CHECK_HEAD):
+        if good_end or not newline or line.startswith(MAGIC):
             return
         with suppress(orjson.JSONDecodeError):
             orjson.loads(line)
             raise UserError(f"{self.path} was not written by this program; move it away first.")
-
-
-class _Record(NamedTuple):
-    position: int
-    row_check: int
-    body: int
-    """Where the fields of the row begin in the line."""
-
-
-def _parse(line: bytes) -> _Record | None:
-    """Take a journal line apart; None when it is not an intact record."""
-    if not line.startswith(_CHECK_HEAD) or not line.endswith(b"}"):
-        return None
-    with suppress(ValueError):
-        header = _HEADER.match(line, _CHECK_END)
-        if header and int(line[len(_CHECK_HEAD) : _CHECK_END], 16) == zlib.crc32(
-            memoryview(line)[_CHECK_END:]
-        ):
-            return _Record(int(header[1]), int(header[2], 16), header.end())
-    return None
-
-
-def _open_locked(path: Path) -> int:
-    """Open `path` and lock it, making sure that the locked file is still the one of that name."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(descriptor, path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # its former owner finished and removed it between our two calls
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"Another process is writing this output ({path} is locked)."
-            " Wait for it, or stop it, then run again."
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        _log.warning("The file system of %s has no locks: take care to run one client at a time.", path)

@@ -1,16 +1,15 @@
-"""Reading JSONL one row at a time, with errors that name file and line."""
+"""Reading JSONL one row at a time or many, with errors that name file and line."""
 
 import difflib
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl._open import iter_text
 
-_BUFFER = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -24,9 +23,39 @@ class Line(NamedTuple):
     position: int
     """0-based number of the row; blank lines do not count."""
     number: int
-    """1-based number of the line in the file, for messages."""
+    """1-based number of the line in its file, for messages."""
     raw: bytes
     """The text of the row without surrounding white space."""
+    path: Path = Path()
+    """The file."""
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path}:{self.number}"
+
+
+class Block(NamedTuple):
+    """Neighbouring rows of a file: handling many at once is several times faster than one by one."""
+
+    position: int
+    """Of the first row."""
+    path: Path
+    rows: Sequence[bytes]
+    """The texts of the rows without surrounding white space."""
+    numbers: Sequence[int]
+    """The 1-based numbers of their lines."""
+
+    def line(self, index: int) -> Line:
+        """Return one of the rows."""
+        return Line(self.position + index, self.numbers[index], self.rows[index], self.path)
+
+    def part(self, start: int, stop: int) -> "Block":
+        """Return the rows with positions from `start` up to, not including, `stop`."""
+        if start <= self.position and stop >= self.position + len(self.rows):
+            return self
+        cut = slice(max(start - self.position, 0), max(stop - self.position, 0))
+        return Block(self.position + cut.start, self.path, self.rows[cut], self.numbers[cut])
 
 
 def check_input(path: Path) -> None:
@@ -44,25 +73,35 @@ def check_input(path: Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
+def iter_blocks(path: Path, position: int = 0) -> Iterator[Block]:
+    """Yield all rows of a file, of which the first is at `position`; blank lines do not count."""
+    number = 1
+    for lines in _iter_lines(path):
+        numbers: Sequence[int] = range(number, number + len(lines))
+        if number == 1:
+            lines[0] = lines[0].removeprefix(_BOM)
+        number += len(lines)
+        rows = list(map(bytes.strip, lines))
+        if b"" in rows:
+            numbers = [number for number, row in zip(numbers, rows, strict=True) if row]
+            rows = [row for row in rows if row]
+        yield Block(position, path, rows, numbers)
+        position += len(rows)
+
+
 def iter_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Line]:
-    """Yield the rows with positions from `start` up to, not including, `stop`; blank lines do not count."""
-    position = 0
-    with path.open("rb", buffering=_BUFFER) as file:
-        for number, text in enumerate(file, 1):
-            if stop is not None and position >= stop:
-                return
-            raw = text.removeprefix(_BOM).strip() if number == 1 else text.strip()
-            if not raw:
-                continue
-            if position >= start:
-                yield Line(position, number, raw)
-            position += 1
+    """Yield the rows with positions from `start` up to, not including, `stop`."""
+    for block in iter_blocks(path):
+        end = block.position + len(block.rows)
+        for position in range(max(start, block.position), end if stop is None else min(end, stop)):
+            yield block.line(position - block.position)
+        if stop is not None and end >= stop:
+            return
 
 
 def count_rows(path: Path) -> int:
     """Count the rows of a file without parsing them."""
-    with path.open("rb", buffering=_BUFFER) as file:
-        return sum(1 for text in file if not (text.isspace() or text.strip() == _BOM))
+    return sum(len(block.rows) for block in iter_blocks(path))
 
 
 def parse_row(path: Path, line: Line) -> dict[str, Any]:
@@ -80,9 +119,17 @@ def parse_row(path: Path, line: Line) -> dict[str, Any]:
     return row
 
 
-def row_check(raw: bytes) -> int:
-    """Return a checksum by which an edited row is noticed."""
-    return zlib.crc32(raw)
+def _iter_lines(path: Path) -> Iterator[list[bytes]]:
+    """Yield the lines of a file, many at a time."""
+    begun: list[bytes] = []
+    for piece in iter_text(path):
+        whole, newline, rest = piece.rpartition(b"\n")
+        if newline:
+            yield b"".join([*begun, whole]).split(b"\n")
+            begun = []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield [last]
 
 
 def _kind(value: object) -> str:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl._journal import _READ_BUFFER, _READ_GUESS, _parse
+from nemo_skills.core.jsonl._records import Kind, Scan, read_record, row_of
 
 _NO_FILE = 0
 
@@ -40,13 +40,11 @@ class Shards:
         except FileNotFoundError:
             return
         self._descriptors.append(descriptor)
-        number, offset = len(self._descriptors), 0
-        with open(descriptor, "rb", buffering=_READ_BUFFER, closefd=False) as file:
-            for line in file:
-                record = _parse(line[:-1]) if line.endswith(b"\n") else None
-                if record is not None:
-                    self._note(record.position, record.row_check, number, offset)
-                offset += len(line)
+        number = len(self._descriptors)
+        for batch in Scan(descriptor, os.fstat(descriptor).st_size):
+            for record in batch.records():
+                if record.kind == Kind.ROW:
+                    self._note(record.position, record.key >> 32, number, record.offset)
 
     def has(self, position: int) -> bool:
         """Whether some journal has the answer to the row that the input has at this position."""
@@ -55,16 +53,10 @@ class Shards:
     def row(self, position: int) -> bytes:
         """Return what was recorded for a position that `has` one."""
         descriptor, offset = self._descriptors[self._files[position] - 1], self._offsets[position]
-        size = _READ_GUESS
-        while True:
-            chunk = os.pread(descriptor, size, offset)
-            line, newline, _ = chunk.partition(b"\n")
-            record = _parse(line) if newline else None
-            if record is not None and record.position == position:
-                return b"{" + line[record.body :].removeprefix(b",")
-            if newline or len(chunk) < size:
-                raise UserError("A journal changed while it was read; run the command again.", exit_code=1)
-            size *= 4
+        line = read_record(descriptor, offset, os.fstat(descriptor).st_size)
+        if line is None:
+            raise UserError("A journal changed while it was read; run the command again.", exit_code=1)
+        return row_of(line)
 
     def close(self) -> None:
         """Close the files."""

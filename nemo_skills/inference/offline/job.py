@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Journal, Shards, row_check
+from nemo_skills.core.jsonl import Journal, Shards
 from nemo_skills.core.log import get_logger
 from nemo_skills.inference.offline.engine import Engine, open_engine
 from nemo_skills.inference.offline.merge import BAD_ROW, EMPTY, TOO_LONG, Counts, Entry, Refusal, merge
@@ -108,7 +108,7 @@ class Rank:
         rank, size = self.ranks.rank, self.ranks.size
         journal = Journal.open(self.session.files.journal(rank))
         try:
-            if missing := self._missing(journal):
+            if missing := self._missing():
                 self._answer(journal, missing)
             else:
                 _log.info("rank %d of %d has nothing to do", rank, size)
@@ -119,7 +119,7 @@ class Rank:
             with lock:
                 self._merge()
 
-    def _missing(self, journal: Journal) -> dict[int, int]:
+    def _missing(self) -> dict[int, int]:
         """Check this rank's rows; return its batches that the journals do not hold, and their sizes."""
         missing, bad = {}, 0
         with self._recorded() as shards:
@@ -130,7 +130,6 @@ class Rank:
                     continue
                 missing[number] = len(places)
                 for place in places:
-                    journal.expect(place.position, row_check(place.line.raw))
                     question = self._question(place)
                     bad += isinstance(question, Refusal)
                     if isinstance(question, Refusal) and bad <= _SHOWN:
@@ -178,7 +177,7 @@ class Rank:
                 result = next(results)
                 tokens += sum(answer.tokens for answer in result.answers)
                 entry = self._entry(place, result)
-            journal.append(place.position, entry.encode())
+            journal.append(place.position, place.line.raw, entry.encode())
         return tokens
 
     def _question(self, place: Place) -> Item | Refusal:
