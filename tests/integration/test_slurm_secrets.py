@@ -18,8 +18,8 @@ from tests.services.sshd import SshServer
 
 pytestmark = pytest.mark.service("slurm")
 
-BY_NAME, BY_VALUE, UNNAMED, ODD = (f"canary-{kind}-7f3a9c" for kind in ("name", "value", "unnamed", "odd"))
-CANARIES = [value.encode() for value in (BY_NAME, BY_VALUE, UNNAMED, ODD)]
+BY_NAME, BY_VALUE, UNNAMED, ODD = (f"canary-{kind}-'\"$5`" for kind in ("name", "value", "unnamed", "odd"))
+CANARIES = [b"canary-name", b"canary-value", b"canary-unnamed", b"canary-odd"]
 
 
 def files_with_canaries(*folders: Path) -> list[Path]:
