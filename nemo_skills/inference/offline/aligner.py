@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Line, parse_row
+from nemo_skills.core.jsonl import InputFiles, Line, parse_row
 from nemo_skills.inference.offline.aligner_config import RunGenerationConfig
 from nemo_skills.inference.offline.sft_rows import sft_prompt
 from nemo_skills.inference.offline.spec import Item, Result, sample_seed
@@ -19,29 +18,30 @@ class AlignerTask:
     """Writes `step`, `consumed_samples`, `prompt` and `responses`."""
 
     skips_bad_rows = False
-    max_failed_rows = None
 
     def __init__(self, config: RunGenerationConfig) -> None:
         self._config = config
         self.paths = OutputPaths.of(config.output)
-        self.source: Path = config.source
+        self.source = InputFiles.find(config.model.data.train_ds.file_path)
         self.passes = config.trainer.generation.max_epochs
         self.settings = _settings(config)
-        if self.source.absolute().resolve() == self.paths.output.resolve():
-            raise UserError(f"The input is the output: {self.source} would be overwritten.")
 
-    def select(self, count: int) -> range:
+    def select(self, count: int) -> int:
         """Take all rows."""
-        return range(count)
+        return count
+
+    def allowed_failures(self, total: int) -> int:
+        """Leave out prompts that are too long, however many there are."""
+        return total
 
     def item(self, line: Line, position: int) -> Item:
         """Return a row's prompt; `position` counts on over the epochs, so each samples anew."""
         config = self._config
-        row = parse_row(self.source, line)
+        row = parse_row(line.path, line)
         try:
             prompt = sft_prompt(row, chat=config.model.data.chat)
         except UserError as error:
-            raise UserError(f"{self.source}:{line.number}: {error}") from None
+            raise UserError(f"{line.place}: {error}") from None
         count = config.model.generation.num_responses_to_gen
         seeds = tuple(sample_seed(config.seed, position, response) for response in range(count))
         return Item(prompt=prompt, seeds=seeds, bos=config.model.generation.sampling_params.add_BOS)

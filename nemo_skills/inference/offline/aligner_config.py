@@ -67,7 +67,7 @@ class TrainDs:
     file_path: str = opt(MISSING, "JSONL with `input`, `prompt`, `messages` or `conversations` in every row")
     max_seq_length: int | None = opt(None, "longest prompt, in tokens; null is what the context leaves")
     long_prompts: LongPrompts = opt(
-        "skip", "what to do with a longer one; truncate_left drops its first tokens, truncate_right its last"
+        "skip", "what to do with a longer one; truncate_left drops its beginning, truncate_right its end"
     )
 
 
@@ -216,11 +216,6 @@ class RunGenerationConfig:
                 f"trainer.precision is one of {', '.join(_DTYPES)}, not {trainer.precision}.",
             ),
         ]
-
-    @property
-    def source(self) -> Path:
-        """The input."""
-        return Path(self.model.data.train_ds.file_path).expanduser()
 
     @property
     def output(self) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -99,7 +100,8 @@ class RemoteEngine:
 
     def close(self) -> None:
         """End the process."""
-        self._requests.close()
+        with suppress(BrokenPipeError):
+            self._requests.close()
         try:
             self._process.wait(_END_GRACE_S)
         except subprocess.TimeoutExpired:

@@ -10,13 +10,13 @@ from typing import Any
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.offline.spec import EngineSpec
-from nemo_skills.inference.offline.text import Ending, Limits, TokenAnswer, TokenRequest
+from nemo_skills.inference.offline.text import Ending, TokenAnswer, TokenRequest
 
 
 class HfBackend:
     """A model of transformers."""
 
-    def __init__(self, spec: EngineSpec, limits: Limits, ending: Ending) -> None:
+    def __init__(self, spec: EngineSpec, ending: Ending) -> None:
         """Load the model onto the first visible GPUs, or into memory where there is none."""
         try:
             import torch
@@ -25,7 +25,7 @@ class HfBackend:
         except ImportError as error:
             raise UserError(f"{error.name} is missing: pip install 'nemo-skills[serve]'") from None
         logging.disable_progress_bar()
-        self._spec, self._limits, self._ending = spec, limits, ending
+        self._spec, self._ending = spec, ending
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             torch.set_num_threads(spec.threads)
@@ -66,13 +66,16 @@ class HfBackend:
         ids = torch.tensor([[0] * pad + r.ids for pad, r in zip(pads, requests, strict=True)], device=device)
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=device)
         sampler = _Sampler(self._spec, self._ending.eos, mask, [request.seed for request in requests])
-        stopper = _Stopper(self._ending, width, len(requests))
+        stopper = _Stopper(self._ending, [request.limit for request in requests])
         with torch.inference_mode():
             self._model.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=GenerationConfig(
-                    do_sample=False, max_new_tokens=self._limits.response, pad_token_id=0, use_cache=True
+                    do_sample=False,
+                    max_new_tokens=max(request.limit for request in requests),
+                    pad_token_id=0,
+                    use_cache=True,
                 ),
                 logits_processor=[sampler],
                 stopping_criteria=[stopper],
@@ -154,17 +157,19 @@ class _Sampler:
 class _Stopper:
     """Collects the responses and ends each where it is complete."""
 
-    def __init__(self, ending: Ending, width: int, rows: int) -> None:
+    def __init__(self, ending: Ending, limits: Sequence[int]) -> None:
         self._ending = ending
-        self._width = width
-        self.ids: list[list[int]] = [[] for _ in range(rows)]
-        self.ended = [False] * rows
+        self._limits = limits
+        self.ids: list[list[int]] = [[] for _ in limits]
+        self.ended = [False] * len(limits)
+        self._closed = [False] * len(limits)
 
     def __call__(self, input_ids: Any, _scores: Any, **_kwargs: Any) -> Any:
         import torch
 
         for row, token in enumerate(input_ids[:, -1].tolist()):
-            if not self.ended[row]:
+            if not self._closed[row]:
                 self.ids[row].append(token)
                 self.ended[row] = self._ending.at(self.ids[row])
-        return torch.tensor(self.ended, device=input_ids.device)
+                self._closed[row] = self.ended[row] or len(self.ids[row]) >= self._limits[row]
+        return torch.tensor(self._closed, device=input_ids.device)

@@ -25,7 +25,8 @@ class TrtllmBackend:
                 " need neither."
             ) from None
         self._params = tensorrt_llm.SamplingParams
-        self._shared = _shared_params(spec, limits, ending)
+        self._spec = spec
+        self._shared = _shared_params(spec, ending)
         settings: dict[str, Any] = {
             "model": spec.model,
             "dtype": spec.dtype,
@@ -40,19 +41,21 @@ class TrtllmBackend:
 
     def complete(self, requests: Sequence[TokenRequest]) -> list[TokenAnswer]:
         """Answer all requests; TensorRT-LLM makes its own batches of them."""
-        params = [self._params(seed=request.seed, **self._shared) for request in requests]
+        least = self._spec.sampling.min_tokens
+        params = [
+            self._params(seed=r.seed, max_tokens=r.limit, min_tokens=min(least, r.limit), **self._shared)
+            for r in requests
+        ]
         outputs = self._model.generate([request.ids for request in requests], params, use_tqdm=False)
         return [_answer(output.outputs[0]) for output in outputs]
 
 
-def _shared_params(spec: EngineSpec, limits: Limits, ending: Ending) -> dict[str, Any]:
+def _shared_params(spec: EngineSpec, ending: Ending) -> dict[str, Any]:
     s = spec.sampling
     return {
         **({"top_k": 1} if s.greedy else {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}),
         **({"min_p": s.min_p} if s.min_p else {}),
         "repetition_penalty": s.repetition_penalty,
-        "max_tokens": limits.response,
-        "min_tokens": s.min_tokens,
         "stop": list(ending.strings) or None,
         "stop_token_ids": sorted(ending.eos) or None,
         "include_stop_str_in_output": True,

@@ -34,7 +34,8 @@ class VllmBackend:
                 " an environment that has vLLM (engine_python)."
             ) from None
         self._params = vllm.SamplingParams
-        self._shared = _shared_params(spec, limits, ending)
+        self._spec = spec
+        self._shared = _shared_params(spec, ending)
         settings: dict[str, Any] = {
             "model": spec.model,
             "dtype": spec.dtype,
@@ -53,7 +54,11 @@ class VllmBackend:
 
     def complete(self, requests: Sequence[TokenRequest]) -> list[TokenAnswer]:
         """Answer all requests; vLLM makes its own batches of them."""
-        params = [self._params(seed=request.seed, **self._shared) for request in requests]
+        least = self._spec.sampling.min_tokens
+        params = [
+            self._params(seed=r.seed, max_tokens=r.limit, min_tokens=min(least, r.limit), **self._shared)
+            for r in requests
+        ]
         prompts = [{"prompt_token_ids": request.ids} for request in requests]
         outputs = self._model.generate(prompts, params, use_tqdm=False)
         return [_answer(output.outputs[0]) for output in outputs]
@@ -64,7 +69,7 @@ def _cpu_settings() -> dict[str, Any]:
     return {"enable_chunked_prefill": False}
 
 
-def _shared_params(spec: EngineSpec, limits: Limits, ending: Ending) -> dict[str, Any]:
+def _shared_params(spec: EngineSpec, ending: Ending) -> dict[str, Any]:
     s = spec.sampling
     return {
         "temperature": 0.0 if s.greedy else s.temperature,
@@ -72,8 +77,6 @@ def _shared_params(spec: EngineSpec, limits: Limits, ending: Ending) -> dict[str
         "top_p": s.top_p,
         "min_p": s.min_p,
         "repetition_penalty": s.repetition_penalty,
-        "max_tokens": limits.response,
-        "min_tokens": min(s.min_tokens, limits.response),
         "stop": list(ending.strings),
         "stop_token_ids": sorted(ending.eos),
         "include_stop_str_in_output": True,

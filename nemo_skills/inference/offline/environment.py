@@ -1,10 +1,27 @@
 """What the mains need around them: an engine's container may lack our few dependencies."""
 
 import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.core.hydra import main
+from nemo_skills.core.script import run_script
 
-_NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "orjson": "orjson"}
+_NEEDED = {"hydra": "hydra-core", "omegaconf": "omegaconf", "orjson": "orjson", "yaml": "pyyaml"}
+S = TypeVar("S")
+
+
+def offline_main(schema: type[S], function: Callable[[S], None]) -> Callable[..., None]:
+    """Turn a function of one config into a program, as `core.hydra.main` does."""
+    program = main(schema)(function)
+
+    def run(args: Sequence[str] | None = None) -> None:
+        run_script(check_environment)
+        register_arithmetic()
+        program(args)
+
+    return run
 
 
 def check_environment() -> None:

@@ -57,6 +57,7 @@ def run_offline(task: Task, launch: Launch) -> None:
     ranks = _place(started or Ranks(), launch)
     if ranks is None:
         return
+    _refuse_same_file(task)
     inputs = Inputs(task, launch.batch)
     restarted = any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
     identity = Identity(
@@ -65,12 +66,25 @@ def run_offline(task: Task, launch: Launch) -> None:
         source=inputs.fingerprint,
         resume=launch.resume or restarted,
     )
+    if ranks.rank == 0 and inputs.batch_count < ranks.size:
+        _log.warning(
+            "%d rows in batches of %d are %d batches for %d processes: make batches smaller to keep all busy",
+            *(inputs.total, launch.batch, inputs.batch_count, ranks.size),
+        )
     session = Session.join(task.paths, identity)
     if session is None:
         _log.info("Nothing to do: %s is complete.", task.paths.output)
         return
     with session:
         Rank(task=task, launch=launch, ranks=ranks, inputs=inputs, session=session).run()
+
+
+def _refuse_same_file(task: Task) -> None:
+    paths = task.paths
+    written = {path.resolve() for path in (paths.output, paths.journal, paths.failed, paths.done)}
+    for path in task.source.paths:
+        if path.absolute().resolve() in written:
+            raise UserError(f"Input and output must differ: {path} would be overwritten.")
 
 
 def _place(started: Ranks, launch: Launch) -> Ranks | None:
@@ -144,14 +158,14 @@ class Rank:
 
     def _answer(self, journal: Journal, missing: dict[int, int]) -> None:
         spec = self.launch.spec
-        progress = _Progress(total=sum(missing.values()))
-        _log.info("rank %d of %d has %d rows to do", self.ranks.rank, self.ranks.size, progress.total)
+        rows = sum(missing.values())
+        _log.info("rank %d of %d has %d rows to do", self.ranks.rank, self.ranks.size, rows)
         alone = self.ranks.size * spec.tensor_parallel == 1
         first_gpu = None if alone else self.ranks.local_rank
         env = engine_env(os.environ, first_gpu, spec.tensor_parallel, spec.threads)
         engine = open_engine(spec, self.launch.python, env)
         try:
-            synced = time.monotonic()
+            progress, synced = _Progress(total=rows), time.monotonic()
             for number, places in self.inputs.batches(self.ranks):
                 if number not in missing:
                     continue
@@ -192,7 +206,7 @@ class Rank:
         if result.refused is None:
             return Entry(Counts.of(result), self.task.row(place.line, result))
         if self.launch.spec.long_prompts == "error":
-            raise UserError(f"{self.task.source}:{place.line.number}: {result.refused}.")
+            raise UserError(f"{place.line.place}: {result.refused}.")
         return Entry(Counts(), None, Refusal(TOO_LONG if result.prompt_tokens else EMPTY, result.refused))
 
     def _merge(self) -> None:

@@ -95,7 +95,7 @@ def merge(task: Task, inputs: Inputs, shards: Shards) -> None:
                 file.write(b"\n")
             elif entry.refusal is not None:
                 reasons[entry.refusal.reason] += 1
-                _add_failed(task, failed, place, entry.refusal)
+                _add_failed(failed, place, entry.refusal)
         failed.close()
         _judge(task, inputs, reasons)
     refused, bad = sum(reasons.values()), reasons[BAD_ROW]
@@ -113,8 +113,8 @@ def merge(task: Task, inputs: Inputs, shards: Shards) -> None:
     _report(rows, counts, task)
 
 
-def _add_failed(task: Task, failed: FailedRows, place: Place, refusal: Refusal) -> None:
-    row = {} if refusal.reason == BAD_ROW else parse_row(task.source, place.line)
+def _add_failed(failed: FailedRows, place: Place, refusal: Refusal) -> None:
+    row = {} if refusal.reason == BAD_ROW else parse_row(place.line.path, place.line)
     # the text of a bad row may be anything
     line = place.line._replace(raw=b"{}") if refusal.reason == BAD_ROW else place.line
     failed.add(line, row, {"_reason": refusal.reason, "_error": refusal.error})
@@ -128,8 +128,10 @@ def _judge(task: Task, inputs: Inputs, reasons: Counter[str]) -> None:
     text = (
         f"{sum(reasons.values())} of {inputs.total} rows got no answer ({listed}), see {task.paths.failed}."
     )
-    failed, allowed = sum(reasons.values()) - reasons[BAD_ROW], task.max_failed_rows
-    if allowed is not None and failed > allowed:
+    if sum(reasons.values()) == inputs.total:
+        raise UserError(f"{text} Nothing is left.", exit_code=1)
+    failed = sum(reasons.values()) - reasons[BAD_ROW]
+    if failed > task.allowed_failures(inputs.total):
         raise UserError(
             f"{text} The others are kept. Accept it with ++max_failed_rows={failed}.", exit_code=1
         )

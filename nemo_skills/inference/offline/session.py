@@ -65,6 +65,10 @@ class Files:
         """Says that a rank of the present job has done its share."""
         return self.folder / f"rank-{rank:05}.finished"
 
+    def has_rows(self) -> bool:
+        """Whether there is anything that depends on settings."""
+        return any(path.stat().st_size for path in self.journals())
+
     def journals(self) -> list[Path]:
         """All journals, those of earlier jobs included."""
         return sorted(self.folder.glob("rank-*.jsonl"))
@@ -145,6 +149,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # a job that failed before it did anything leaves nothing behind
+        if error is not None and not self.files.has_rows() and _flock(self._descriptor, fcntl.LOCK_EX):
+            with suppress(OSError):
+                self.remove_all()
         self.close()
 
 
@@ -226,7 +234,7 @@ def _begin(files: Files, identity: Identity) -> None:
     late = job.get("token") == identity.token and not files.joined(identity.ranks.rank).exists()
     if late:
         return
-    if identity.resume and job:
+    if identity.resume and files.has_rows():
         _check_settings(job, identity, files)
     if not identity.resume:
         shutil.rmtree(files.folder, ignore_errors=True)
@@ -254,9 +262,9 @@ def _check_settings(found: Mapping[str, Any], identity: Identity, files: Files) 
         return
     wanted, before = identity.settings, found["settings"]
     changed = [
-        f"{name} was {_shown(before.get(name))}, is {_shown(wanted.get(name))}"
-        for name in {**before, **wanted}
-        if before.get(name) != wanted.get(name)
+        f"{name} was {_shown(before[name])}, is {_shown(wanted[name])}"
+        for name in wanted
+        if name in before and before[name] != wanted[name]
     ]
     if changed:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 EngineName = Literal["hf", "vllm", "trtllm"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-LongPrompts = Literal["skip", "truncate_left", "truncate_right", "error"]
+LongPrompts = Literal["skip", "truncate_left", "truncate_right", "shorten_response", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,8 @@ class Result:
     """Before anything was cut off."""
     cut: int = 0
     """Tokens that were cut off the prompt."""
+    longest: int | None = None
+    """How long a response could be, where that is less than was wanted."""
     refused: str | None = None
     """Why there are no answers."""
     answers: tuple[Answer, ...] = ()

@@ -4,11 +4,10 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Line, check_input, iter_lines, row_check
+from nemo_skills.core.jsonl import InputFiles, Line, row_check
 from nemo_skills.inference.offline.ranks import Ranks
 from nemo_skills.inference.offline.spec import Item, Result
 from nemo_skills.inference.outputs import OutputPaths
@@ -22,7 +21,7 @@ class Task(Protocol):
         """Where the output goes."""
 
     @property
-    def source(self) -> Path:
+    def source(self) -> InputFiles:
         """The input."""
 
     @property
@@ -37,12 +36,11 @@ class Task(Protocol):
     def skips_bad_rows(self) -> bool:
         """Whether rows that cannot be used are left out."""
 
-    @property
-    def max_failed_rows(self) -> int | None:
-        """With how many rows without an answer the job still ends well; None: any number."""
+    def select(self, count: int) -> int:
+        """Return how many of the input's rows to do, from the first on."""
 
-    def select(self, count: int) -> range:
-        """Return the positions to do, of an input with so many rows."""
+    def allowed_failures(self, total: int) -> int:
+        """Return with how many rows without an answer the job still ends well."""
 
     def item(self, line: Line, position: int) -> Item:
         """Return what the model is asked.
@@ -74,16 +72,16 @@ class Inputs:
         """Read the input once, for the checksums of its rows.
 
         Raises:
-            UserError: the input is missing or has no rows.
+            UserError: the input has no rows.
         """
-        check_input(task.source)
         self._task, self._batch = task, batch
-        checks = array("I", (row_check(line.raw) for line in iter_lines(task.source)))
+        checks = array("I")
+        for block in task.source.blocks():
+            checks.extend(map(row_check, block.rows))
         if not checks:
-            raise UserError(f"Input file {task.source} has no rows.")
-        self.span = task.select(len(checks))
-        self._checks = checks[self.span.start : self.span.stop]
-        self.count = len(self.span)
+            raise UserError(f"The input has no rows: {task.source}.")
+        self.count = task.select(len(checks))
+        self._checks = checks[: self.count]
         self.total = self.count * task.passes
 
     @property
@@ -98,11 +96,17 @@ class Inputs:
 
     def places(self) -> Iterator[Place]:
         """Yield all rows in the order of the output."""
-        batches = -(-self.span.stop // self._batch)
+        batches = -(-self.count // self._batch)
         for number in range(self._task.passes):
-            for line in iter_lines(self._task.source, self.span.start, self.span.stop):
-                position = number * self.count + line.position - self.span.start
-                yield Place(line, position, number * batches + line.position // self._batch)
+            for block in self._task.source.blocks(0, self.count):
+                for line in map(block.line, range(len(block.rows))):
+                    batch = number * batches + line.position // self._batch
+                    yield Place(line, number * self.count + line.position, batch)
+
+    @property
+    def batch_count(self) -> int:
+        """How many batches there are, all passes together."""
+        return -(-self.count // self._batch) * self._task.passes
 
     def batches(self, ranks: Ranks) -> Iterator[tuple[int, list[Place]]]:
         """Yield number and rows of the batches of one rank."""

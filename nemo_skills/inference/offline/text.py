@@ -1,14 +1,17 @@
 """Between text and tokens, the same for all engines: chat templates, length limits, ends of responses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.offline.spec import Answer, EngineSpec, Item, Result
+from nemo_skills.inference.overflow import cut, text_length
 
 _UNLIMITED = 10**9
+_MARGIN = 0.97
+Messages = list[dict[str, Any]]
 _CONTEXT_TOKENS = 4
 """Tokens of the prompt decoded with a response: some tokenizers drop a blank at the start of a text."""
 
@@ -18,6 +21,8 @@ class TokenRequest(NamedTuple):
 
     ids: list[int]
     seed: int
+    limit: int
+    """Most tokens to generate."""
 
 
 class TokenAnswer(NamedTuple):
@@ -54,7 +59,8 @@ class Limits:
         if spec.max_tokens is None and context is None:
             raise UserError("The model does not say how long its context is; set the longest response.")
         response = spec.max_tokens if spec.max_tokens is not None else (context or 0) // 2
-        bounds = [spec.max_prompt, None if context is None else context - response]
+        beside = 1 if spec.long_prompts == "shorten_response" else response
+        bounds = [spec.max_prompt, None if context is None else context - beside]
         prompt = min((bound for bound in bounds if bound is not None), default=None)
         if prompt is not None and prompt < 1:
             raise UserError(
@@ -84,18 +90,25 @@ class Ending:
             return False
         if ids[-1] in self.eos:
             return True
-        return bool(self.strings) and self._find(self.decode(ids[-self._window :])) is not None
+        if not self.strings:
+            return False
+        window = ids[-self._window :]
+        # what earlier tokens completed has been looked at, or came too early to count
+        return self._find(self.decode(window), self._length(window[:-1])) is not None
 
     def cut(self, text: str, ids: Sequence[int], *, keep: bool) -> str:
         """Drop what follows the first end string of a response, and with `keep=False` that string too."""
-        start = len(self.decode(ids[: self._min_tokens], clean=not keep)) if self._min_tokens else 0
-        found = self._find(text, start)
+        found = self._find(text, self._length(ids[: self._min_tokens], clean=not keep))
         return text if found is None else text[: found[1] if keep else found[0]]
 
     def decode(self, ids: Sequence[int], *, clean: bool = False) -> str:
         """Return the text of tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=clean, clean_up_tokenization_spaces=False)
         return text
+
+    def _length(self, ids: Sequence[int], *, clean: bool = False) -> int:
+        """Return how many characters tokens are; the next one may complete the last of these."""
+        return len(self.decode(ids, clean=clean).rstrip("\ufffd"))
 
     def _find(self, text: str, start: int = 0) -> tuple[int, int] | None:
         """Return where the first end string that ends after `start` begins and ends."""
@@ -123,7 +136,7 @@ class TextEngine:
         # greedy responses are all alike: one is computed
         rounds = min(wanted, 1) if self._spec.sampling.greedy else wanted
         requests = [
-            TokenRequest(prompt.ids, items[i].seeds[round_])
+            TokenRequest(prompt.ids, items[i].seeds[round_], prompt.result.longest or self.limits.response)
             for round_ in range(rounds)
             for i, prompt in usable
             if round_ < len(items[i].seeds)
@@ -140,30 +153,55 @@ class TextEngine:
         ]
 
     def _encode(self, item: Item) -> "_Prompt":
-        text = item.prompt if isinstance(item.prompt, str) else self._render(item.prompt)
-        # a chat template writes all special tokens itself
-        special = item.bos is None and isinstance(item.prompt, str)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
-        bos = self._tokenizer.bos_token_id
-        if item.bos and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
+        text, ids = self._tokens(item, item.prompt)
         if not ids:
             refused = "the prompt is empty, it has no token"
             return _Prompt([], Result(prompt=text, prompt_tokens=0, refused=refused))
         limit = self.limits.prompt
-        if limit is None or len(ids) <= limit:
-            return _Prompt(ids, Result(prompt=text, prompt_tokens=len(ids)))
-        return self._shorten(text, ids, limit)
+        if limit is not None and len(ids) > limit:
+            return self._shorten(item, text, ids, limit)
+        room = self.limits.response if self.limits.context is None else self.limits.context - len(ids)
+        longest = room if room < self.limits.response else None
+        return _Prompt(ids, Result(prompt=text, prompt_tokens=len(ids), longest=longest))
 
-    def _shorten(self, text: str, ids: list[int], limit: int) -> "_Prompt":
-        too_long = f"the prompt has {len(ids)} tokens, {limit} are allowed"
-        if self._spec.long_prompts in ("skip", "error"):
-            return _Prompt([], Result(prompt=text, prompt_tokens=len(ids), refused=too_long))
-        kept = ids[-limit:] if self._spec.long_prompts == "truncate_left" else ids[:limit]
-        cut = len(ids) - limit
-        return _Prompt(kept, Result(prompt=self._ending.decode(kept), prompt_tokens=len(ids), cut=cut))
+    def _tokens(self, item: Item, prompt: str | Messages) -> tuple[str, list[int]]:
+        text = prompt if isinstance(prompt, str) else self._render(prompt)
+        # a chat template writes all special tokens itself
+        special = item.bos is None and isinstance(prompt, str)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        bos = self._tokenizer.bos_token_id
+        if item.bos and bos is not None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        return text, ids
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def _shorten(self, item: Item, text: str, ids: list[int], limit: int) -> "_Prompt":
+        """Cut a prompt that is too long, if that is wanted: messages by their words, texts by tokens."""
+        whole, kept = len(ids), ids
+        from_start = self._spec.long_prompts == "truncate_left"
+        if from_start or self._spec.long_prompts == "truncate_right":
+            if isinstance(item.prompt, str):
+                kept = ids[-limit:] if from_start else ids[:limit]
+                text = self._ending.decode(kept)
+            else:
+                text, kept = self._cut_messages(item, item.prompt, ids, limit)
+        if len(kept) <= limit:
+            return _Prompt(kept, Result(prompt=text, prompt_tokens=whole, cut=whole - len(kept)))
+        refused = f"the prompt has {whole} tokens, {limit} are allowed"
+        return _Prompt([], Result(prompt=text, prompt_tokens=whole, refused=refused))
+
+    def _cut_messages(
+        self, item: Item, messages: Messages, ids: list[int], limit: int
+    ) -> tuple[str, list[int]]:
+        """Leave out words of the conversation until the prompt fits; tags and system message stay whole."""
+        whole = left = text_length(messages)
+        from_start = self._spec.long_prompts == "truncate_left"
+        text = ""
+        while len(ids) > limit and left > 0:
+            left = min(int(left * _MARGIN * limit / len(ids)), left - 1)
+            text, ids = self._tokens(item, cut(messages, whole - left, from_start=from_start))
+        return text, ids
+
+    def _render(self, messages: Messages) -> str:
         """Return messages as one text; words that the assistant has begun to say are continued."""
         from jinja2.exceptions import TemplateError
 
@@ -198,9 +236,7 @@ def _with_answers(result: Result, answers: list[Answer], wanted: int) -> Result:
     if result.refused is not None:
         return result
     alike = answers * wanted if len(answers) < wanted else answers
-    return Result(
-        prompt=result.prompt, prompt_tokens=result.prompt_tokens, cut=result.cut, answers=tuple(alike)
-    )
+    return replace(result, answers=tuple(alike))
 
 
 def check_model(model: str) -> None:
@@ -257,4 +293,4 @@ def _make_backend(spec: EngineSpec, limits: Limits, ending: Ending) -> Backend:
         return TrtllmBackend(spec, limits, ending)
     from nemo_skills.inference.offline.engine_hf import HfBackend
 
-    return HfBackend(spec, limits, ending)
+    return HfBackend(spec, ending)
