@@ -262,7 +262,9 @@ def _unpack(stream: IO[bytes], local: Path) -> None:
         first = tar.next()
         assert first is not None
         if first.isdir():
-            tar.extractall(local, filter="tar")
+            # Debian 12's Python is older than extraction filters
+            tar.extraction_filter = getattr(tarfile, "tar_filter", None)
+            tar.extractall(local)  # noqa: S202 (from the user's own account on the cluster)
             return
         content = tar.extractfile(first)
         if content is None:
