@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# test processes side by side; each starts the services that its files need
+WORKERS ?= 2
 # uv does not read PIP_FIND_LINKS; a CPU build of torch may lie in the folder it names
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
@@ -41,7 +43,7 @@ quickstart: $(VENV)/.serve
 	$(BIN)/python -m nemo_skills.examples.quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -54,4 +56,4 @@ bench: $(VENV)/.dev
 	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-vllm site quickstart build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm site quickstart build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/services/.cache

@@ -1,1 +1,1 @@
-"""What both sides share: errors, logging, structured mains, row files. Imports nothing else of this package."""
+"""What both sides share: errors, logging, structured mains, row files. Imports nothing else of ours."""
