@@ -109,6 +109,9 @@ start() {
   pids+=($!)
 }
 
+# in a container these would name folders of another system
+[[ $seen_job_dir == "$job_dir" ]] || unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
 trap on_warning USR1
 trap on_term TERM
 

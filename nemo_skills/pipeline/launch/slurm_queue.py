@@ -19,7 +19,13 @@ from nemo_skills.pipeline.cluster.tunnel import (
 from nemo_skills.pipeline.launch.layout import SECRETS_FILE, Layout, host_path
 from nemo_skills.pipeline.launch.plan import Job, Plan
 from nemo_skills.pipeline.launch.records import STATE_FILE
-from nemo_skills.pipeline.launch.slurm_remote import Answer, Calls, settle_script, submit_script
+from nemo_skills.pipeline.launch.slurm_remote import (
+    LEFT_BEHIND,
+    Answer,
+    Calls,
+    settle_script,
+    submit_script,
+)
 from nemo_skills.pipeline.launch.slurm_script import render_job
 
 LOG = get_logger(__name__)
@@ -55,7 +61,7 @@ def queue(tunnel: ShellTunnel, order: Order) -> Mapping[str, str]:
     calls = Calls(
         root=order.root,
         exp_dir=layout.exp_dir,
-        submit=tuple(_call(order, job) for job in plan.jobs),
+        submit=submit_calls(order),
         secret_names=tuple(name for name, _ in order.env.secrets),
         replaces=tuple(order.replaces),
         release="hold" not in plan.cluster.sbatch_options,
@@ -73,7 +79,8 @@ def queue(tunnel: ShellTunnel, order: Order) -> Mapping[str, str]:
     ids = Answer.read(result.stdout).ids
     if result.code != 0 or len(ids) != len(plan.jobs):
         said = "; ".join(line.strip() for line in result.stderr.splitlines() if line.strip())
-        raise UserError(f"Slurm on {tunnel.where} did not take the jobs, nothing stays queued: {said}")
+        rest = "" if result.code == LEFT_BEHIND else ", nothing stays queued"
+        raise UserError(f"Slurm on {tunnel.where} did not take the jobs{rest}: {said}")
     return ids
 
 
@@ -98,6 +105,11 @@ def _settle(tunnel: ShellTunnel, order: Order, *, keep: bool) -> Mapping[str, st
         f" 'squeue --me --Format=JobID,WorkDir:200' shows those below {order.layout.exp_dir}."
         " Cancel them, or run the command again, which does so."
     )
+
+
+def submit_calls(order: Order) -> tuple[str, ...]:
+    """Return the calls of the shell function `submit`, one a job."""
+    return tuple(_call(order, job) for job in order.plan.jobs)
 
 
 def _call(order: Order, job: Job) -> str:

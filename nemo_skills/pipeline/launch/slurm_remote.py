@@ -12,8 +12,8 @@ from nemo_skills.pipeline.cluster.env import SECRET_NAMES_ERE
 from nemo_skills.pipeline.cluster.tunnel import assignments
 from nemo_skills.pipeline.launch.survey import Queued
 
-NO_SLURM, NO_CONTROLLER = 97, 98
-"""Exit codes that a script keeps for these two troubles."""
+NO_SLURM, NO_CONTROLLER, LEFT_BEHIND = 97, 98, 99
+"""Exit codes for troubles of their own; the last: a submission failed, and its jobs could not be cancelled."""
 
 # sbatch hands on the environment of its caller, and Slurm keeps that on disk: nothing must reach jobs that is
 # a secret, or belongs to the job in which somebody runs ns. Some variables also change what commands print.
@@ -91,9 +91,13 @@ printf 'cluster\t%s\n' "${BASH_REMATCH[1]:-}"
 _SUBMIT = r"""
 set -u
 fail() {
-  ((${#ids[@]})) && scancel "${ids[@]}"
+  local code=1
+  if ((${#ids[@]})) && ! scancel "${ids[@]}"; then
+    echo "left on hold: jobs ${ids[*]}" >&2
+    code=$left_behind
+  fi
   cd / && rm -rf -- "$exp_dir"
-  exit 1
+  exit "$code"
 }
 ids=()
 umask 022
@@ -243,6 +247,7 @@ def submit_script(calls: Calls) -> str:
         exp_dir=calls.exp_dir,
         replaces=" ".join(calls.replaces),
         release="1" if calls.release else "",
+        left_behind=LEFT_BEHIND,
     )
     lines = "".join(f"{call}\n" for call in calls.submit)
     return _clean(calls.secret_names) + values + _SUBMIT + lines + _RELEASE
