@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
-from nemo_skills.pipeline import main_args
+from nemo_skills.pipeline import main_args, offline
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
@@ -104,7 +104,8 @@ def generate(
     if not job.no_validate:
         values = _main_values(request, outputs(own)[0])
         local = request.cluster.executor == "none"
-        main_args.validate(SCHEMA, (*values, *request.args), local_files=local)
+        schema = offline.SCHEMA if own.offline else SCHEMA
+        main_args.validate(schema, (*values, *request.args), local_files=local)
     progress = Progress() if own.rerun_done else _progress(request)
     plan = plan_generate(request, progress)
     if progress.queued:
@@ -139,6 +140,8 @@ def chunks(own: GenerateOptions, output: Part) -> list[Part]:
         if own.chunk_ids:
             raise UserError("--chunk_ids needs --num_chunks")
         return [output]
+    if own.offline:
+        raise UserError("--num_chunks is for servers; with --offline the processes share the rows themselves")
     ids = own.chunk_ids or tuple(range(own.num_chunks))
     if beyond := [chunk for chunk in ids if chunk >= own.num_chunks]:
         raise UserError(f"--chunk_ids: {beyond[0]} is not below --num_chunks={own.num_chunks}")
@@ -210,6 +213,9 @@ def _sequence(request: Request, output: Part, done: frozenset[str]) -> list[Argv
 
 
 def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
+    if request.own.offline:
+        main = offline.offline_component(request.server, request.hooks, request.cluster, commands)
+        return Job(name=name, components=(main,))
     servers = server_components(request.server, one_machine=request.cluster.executor != "slurm")
     main = Component(
         name="main",
@@ -223,7 +229,8 @@ def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
 
 
 def _command(request: Request, part: Part) -> Argv:
-    argv: Argv = (PYTHON, "-m", MAIN, *_main_values(request, part), *request.args)
+    module = offline.MAIN if request.own.offline else MAIN
+    argv: Argv = (PYTHON, "-m", module, *_main_values(request, part), *request.args)
     if part.chunk is None:
         return argv
     return (*argv, f"++num_chunks={request.own.num_chunks}", f"++chunk_id={part.chunk}")
@@ -243,7 +250,10 @@ def _main_values(request: Request, part: Part) -> list[str]:
     if part.chunk is not None:
         output = part.path.removesuffix(f"_chunk_{part.chunk}.jsonl") + ".jsonl"
     values: dict[str, object] = {"input_file": request.own.input_file, "output_file": output}
-    values |= client_values(request.server)
+    if request.own.offline:
+        values |= offline.offline_values(request.server, request.cluster)
+    else:
+        values |= client_values(request.server)
     if part.seed is not None:
         values["inference.random_seed"] = part.seed
         # greedy decoding would give the same answers for every seed; a temperature of the user's comes later

@@ -106,6 +106,9 @@ class GenerateOptions:
     )
     chunk_ids: tuple[int, ...] = option((), "Run only these parts, as 0,2 or 0..3. The first is 0.")
     rerun_done: bool = option(False, "Submit also what an earlier run has finished.")
+    offline: bool = option(
+        False, "Start no server: the job loads --model itself, in a process for each of --server_gpus."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +180,36 @@ class CleanOptions:
 
     older_than: str = option("7d", "Age of experiments to remove, as 12h, 7d or 4w.")
     yes: bool = option(False, "Remove what is otherwise only listed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupOptions:
+    """New cluster config. In a terminal, what is not given here is asked for."""
+
+    name: str | None = option(None, "Name of the config, which --cluster takes later.")
+    executor: str | None = option(
+        None, "Where jobs run: in this machine's Docker or on Slurm.", choices=("local", "slurm")
+    )
+    ssh_host: str | None = option(
+        None, "Login node of the cluster, or its alias in your ssh config. Without it this is a login node."
+    )
+    ssh_user: str | None = option(None, "Your name there.")
+    ssh_identity: str | None = option(None, "Private key file, if ssh does not know it anyway.")
+    ssh_port: int | None = option(None, "Port of its ssh server.", minimum=1)
+    job_dir: str | None = option(None, "Folder on the cluster for the files of jobs; all nodes must see it.")
+    account: str | None = option(None, "Slurm account.")
+    slurm_partition: str | None = option(None, "Slurm partition for jobs; the cluster's default if empty.")
+    slurm_cpu_partition: str | None = option(None, "Slurm partition for jobs that need no GPU.")
+    default_timeout: str | None = option(None, "Time limit of jobs, as 04:00:00.")
+    container_runtime: str | None = option(
+        None, "Whether the cluster runs containers with Pyxis.", choices=("pyxis", "none")
+    )
+    containers: tuple[str, ...] = option(
+        (), "Images, as role=reference, separated by commas. Most jobs run in nemo-skills.", separator=","
+    )
+    mounts: tuple[str, ...] = option(
+        (), "Folders that containers see, as source:target, separated by commas.", separator=","
+    )
+    env_vars: tuple[str, ...] = option((), "Variables of your environment that jobs get, such as HF_TOKEN.")
+    overwrite: bool = option(False, "Replace a config of that name.")
+    verify: bool = option(False, "Write nothing, only check the config that --cluster names.")
