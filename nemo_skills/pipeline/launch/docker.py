@@ -136,9 +136,15 @@ def _render_job(plan: Plan, layout: Layout, job: Job, engine: Engine) -> Rendere
 def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv) -> LocalJob:
     folder = Path(layout.job_dir(job))
     (folder / "run").mkdir(parents=True)
+    # ours alone, but containers, which see a part of it, may run as another user
+    Path(layout.exp_dir).chmod(0o700)
+    folder.chmod(0o755)
+    (folder / "run").chmod(0o777)
     scripts = dict(_render_job(plan, layout, job, engine).files)
     for component in job.components:
-        (folder / f"{component.name}.sh").write_text(scripts[f"{component.name}.sh"], encoding="utf-8")
+        script = folder / f"{component.name}.sh"
+        script.write_text(scripts[script.name], encoding="utf-8")
+        script.chmod(0o644)
         if env.secrets and component.role != SANDBOX:
             _write_secrets(folder / _secrets_name(component.name), env)
     names = [_container_name(layout, job, c) for c in job.components]

@@ -100,8 +100,10 @@ def image_name(container: Container) -> str:
         return container.ref
     path = Path(container.ref).expanduser().absolute()
     suffix = path.name.partition(".")[2] or path.parent.name
-    readable = re.sub(r"[^a-z0-9]+", "-", suffix.lower()).strip("-") or "image"
-    return f"nemo-skills-{readable}:{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    role = re.sub(r"[^a-z0-9]+", "-", suffix.lower()).removeprefix("nemo-skills").strip("-")
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+    # without '/': names of this form belong to nobody on Docker Hub
+    return f"nemo-skills{'-' if role else ''}{role}:{digest[:12]}"
 
 
 def call(*args: str) -> "subprocess.CompletedProcess[str]":
