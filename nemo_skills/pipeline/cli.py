@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
     from nemo_skills.pipeline.run_cmd import run_cmd
+    from nemo_skills.pipeline.setup import setup
     from nemo_skills.pipeline.start_server import start_server
     from nemo_skills.pipeline.status import status
 
@@ -39,6 +40,7 @@ COMMANDS = {
         "nemo_skills.pipeline.generate:generate", "Let a model answer every row of a JSONL file."
     ),
     "run_cmd": CommandEntry("nemo_skills.pipeline.run_cmd:run_cmd", "Run any command."),
+    "setup": CommandEntry("nemo_skills.pipeline.setup:setup", "Write a cluster config, and check it."),
     "start_server": CommandEntry("nemo_skills.pipeline.start_server:start_server", "Keep a model server up."),
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
@@ -56,6 +58,7 @@ __all__ = [
     "logs",
     "main",
     "run_cmd",
+    "setup",
     "start_server",
     "status",
     "wrap_arguments",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nemo_skills.core.errors import JobFailedError
 from nemo_skills.pipeline import cli, logs
@@ -292,3 +293,88 @@ def test_a_server_that_cannot_start(place: Place) -> None:
             model="m",
             server_args="--no-such-flag",
         )
+
+
+# --- setup
+
+
+def setup(place: Place, **options: str) -> int:
+    values = {
+        "executor": "slurm",
+        "name": "new",
+        "config_dir": str(place.folder / "configs"),
+        "job_dir": str(place.folder / "new jobs"),
+        "container_runtime": "none",
+        "slurm_partition": "batch",
+        **options,
+    }
+    return place.ns("setup", *(f"--{name}={value}" for name, value in values.items()))
+
+
+@everywhere
+def test_setup_writes_a_config_that_works(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    given = yaml.safe_load(Path(place.config).read_text()).get("ssh_tunnel", {})
+    ssh = {f"ssh_{name}": value for name, value in given.items() if name != "job_dir"}
+    job_dir = {"job_dir": str(place.folder / "new-jobs")}
+    assert setup(place, **ssh, **job_dir) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("FAILED")]
+    where = ["ssh to root@ns-test-login"] if ssh else []
+    checked = [line[8:].split(":")[0] for line in lines if line.startswith("ok ")]
+    assert checked == [
+        *where,
+        f"job_dir {place.folder}/new-jobs",
+        "partition batch",
+        "a job in partition batch would be accepted",
+        "accounting",
+        "container_runtime none",
+    ]
+    (accounting,) = [line for line in lines if "accounting" in line]
+    assert ("off" in accounting) == (place.name == "slurm-noacct")
+    config = f"--cluster={place.folder}/configs/new.yaml"
+    assert place.ns("run_cmd", config, "true") == 0
+    place.wait()
+    assert state() == "COMPLETED"
+    assert place.ns("setup", "--verify", config) == 0
+
+
+@pytest.mark.parametrize("place", ["slurm-bare"], indirect=True)
+def test_setup_names_what_is_wrong(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"slurm_partition": "bach", "slurm_cpu_partition": "cpu", "account": "nobody"}
+    assert (
+        setup(place, **options, job_dir="/proc/jobs", mounts="/no/such:/workspace", containers="vllm=image")
+        == 1
+    )
+    failed = {
+        line[8:].partition(": ")[0]: line.partition(": ")[2]
+        for line in capfd.readouterr().out.splitlines()
+        if line.startswith("FAILED")
+    }
+    assert "Did you mean 'batch'?" in failed["partition bach"]
+    assert "Invalid account" in failed["a job in partition cpu would be accepted"]
+    assert "account 'nobody'" in failed["a job in partition cpu would be accepted"]
+    assert "cannot be written" in failed["job_dir /proc/jobs"]
+    assert set(failed) == {
+        *("partition bach", "a job in partition cpu would be accepted", "job_dir /proc/jobs"),
+    }
+
+
+@pytest.mark.parametrize("place", ["slurm-container"], indirect=True)
+def test_setup_finds_the_container_plugin(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"container_runtime": "pyxis", "containers": "nemo-skills=ns-test-base:latest"}
+    options |= {"mounts": f"{place.folder}:/workspace,/no/such:/data"}
+    assert setup(place, **options, job_dir=str(place.folder / "new")) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert "ok      container_runtime pyxis" in lines
+    assert [line for line in lines if line.startswith("FAILED")] == [
+        "FAILED  mount /no/such:/data: /no/such does not exist: create it, or take it out"
+    ]
+
+
+@over_ssh
+def test_setup_without_a_connection(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    assert setup(place, ssh_host="ns-test-login", ssh_user="nobody", job_dir="/tmp/jobs") == 1
+    out = capfd.readouterr().out.splitlines()
+    (failed,) = [line for line in out if line.startswith("FAILED")]
+    assert failed.startswith("FAILED  ssh to nobody@ns-test-login: ")
+    assert "permission denied" in failed
