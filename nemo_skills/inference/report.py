@@ -1,20 +1,8 @@
 """`<output>.progress.json`: how far a run is, for programs such as `ns status`.
 
-One JSON object, replaced about every second while the run lasts. When the output is complete the file goes:
-`<output>.done` then says all. After a run that stopped early it stays, with the reason. Keys:
-
-- `state`: `running` or `stopped`. A running file that is a minute old is of a run that was killed.
-- `reason`: why it stopped, or null.
-- `output`, `host`, `pid`: the output file, and who writes it.
-- `started_at`, `updated_at`: seconds since 1970.
-- `total`, `done`, `resumed`, `failed`: rows in all; with an answer; of those, from earlier runs; without one.
-- `in_flight`, `waiting_to_retry`, `concurrency`: requests at the servers, between attempts, and allowed.
-- `rows_per_s`, `generated_tokens_per_s`, `prompt_tokens_per_s`: speed of late.
-- `generated_tokens`, `prompt_tokens`: of this run.
-- `eta_s`: seconds left, or null.
-- `retries`, `last_error`: requests that were tried again, and why the last one was.
-- `server_queue`: requests that wait inside the servers, or null where they do not say.
-- `servers`: for each `address`, `in_flight`, `concurrency`, `queue`, `down`.
+One JSON object, replaced about every second while the run lasts; docs/generation.md lists its keys. When the
+output is complete the file goes: `<output>.done` then says all. After a run that stopped early it stays, with the
+reason; a file that still says `running` a minute after its last change is of a run that was killed.
 """
 
 import os
