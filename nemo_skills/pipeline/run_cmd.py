@@ -91,15 +91,19 @@ def plan_command(request: Request) -> Plan:
     Raises:
         UserError: the options do not go together, or not with the cluster.
     """
-    cluster, own, server = request.cluster, request.own, request.server
+    cluster, own, server, hooks = request.cluster, request.own, request.server, request.hooks
     on_slurm = cluster.executor == "slurm"
     if not on_slurm and (own.num_nodes > 1 or own.num_tasks > 1):
         raise UserError("--num_nodes and --num_tasks need a Slurm cluster (--cluster)")
+    if own.num_nodes * own.num_tasks > 1 and (hooks.preprocess_cmd or hooks.postprocess_cmd):
+        raise UserError("--preprocess_cmd and --postprocess_cmd would run in each process: use --run_after")
     hosted = server_components(server, one_machine=not on_slurm) if server != ServerOptions() else ()
     argv: Argv = (PYTHON, _WAIT, "--", *request.argv) if hosted else request.argv
     main = Component(
         name="main",
-        commands=(*shell(request.hooks.preprocess_cmd), argv, *shell(request.hooks.postprocess_cmd)),
+        before=shell(hooks.preprocess_cmd),
+        commands=(argv,),
+        after=shell(hooks.postprocess_cmd),
         role=own.container,
         nodes=own.num_nodes,
         tasks_per_node=own.num_tasks,

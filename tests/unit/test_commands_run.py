@@ -89,19 +89,13 @@ def test_the_plan() -> None:
     (job,) = plan().jobs
     assert job.name == "run_cmd"
     assert job.main.commands == (("ls", "-l"),)
-    planned = plan(
-        SLURM,
-        *("/logs",),
-        expname="name",
-        num_gpus=2,
-        num_nodes=3,
-        num_tasks=4,
-        preprocess_cmd="a && b",
-        postprocess_cmd="c",
-    )
+    (job,) = plan(preprocess_cmd="a && b", postprocess_cmd="c").jobs
+    assert job.main.before == (("bash", "-c", "a && b"),)
+    assert job.main.commands == (("ls", "-l"),)
+    assert job.main.after == (("bash", "-c", "c"),)
+    planned = plan(SLURM, expname="name", num_gpus=2, num_nodes=3, num_tasks=4)
     (job,) = planned.jobs
     assert (planned.expname, job.name) == ("name", "name")
-    assert job.main.commands == (("bash", "-c", "a && b"), ("ls", "-l"), ("bash", "-c", "c"))
     assert (job.main.gpus, job.main.nodes, job.main.tasks_per_node) == (2, 3, 4)
     assert [job.name for job in plan(SLURM, dependent_jobs=1).jobs] == ["run_cmd", "run_cmd-part2"]
 
@@ -124,6 +118,7 @@ def test_a_server_beside_it() -> None:
         (DOCKER, {"num_tasks": 2}, "need a Slurm cluster"),
         (DOCKER, {"container": "nemo-skill"}, "Did you mean 'nemo-skills'"),
         (HERE, {"model": "m"}, "--server_type is missing"),
+        (SLURM, {"num_nodes": 2, "preprocess_cmd": "a"}, "would run in each process"),
     ],
 )
 def test_options_that_do_not_fit(cluster: ClusterConfig, options: dict[str, Any], message: str) -> None:
