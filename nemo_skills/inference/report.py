@@ -1,8 +1,8 @@
 """`<output>.progress.json`: how far a run is, for programs such as `ns status`.
 
 One JSON object, replaced about every second while the run lasts; docs/generation.md lists its keys. When the
-output is complete the file goes: `<output>.done` then says all. After a run that stopped early it stays, with the
-reason; a file that still says `running` a minute after its last change is of a run that was killed.
+output is complete the file goes: `<output>.done` then says all. After a run that stopped early it stays, with
+the reason; a file that says `running` a minute after its last change is of a run that was killed.
 """
 
 import os
