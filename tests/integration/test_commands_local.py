@@ -87,6 +87,8 @@ def test_code_and_python(here: Place, capfdbinary: pytest.CaptureFixture[bytes])
     Path("script.py").write_text("import sys, nemo_skills; print(sys.executable, sys.argv[1:])")
     assert here.run_cmd("python", "/nemo_run/code/script.py", "++a=[b]") == 0
     assert here.run_cmd("python script.py ++a=[b]") == 0
+    # packaged code has nemo_skills, so a folder without it must seem to
+    assert here.run_cmd("test -e /nemo_run/code/nemo_skills/__init__.py -a -e /nemo_run/code/script.py") == 0
     line = f"{sys.executable} ['++a=[b]']\n"
     assert logged(here, capfdbinary) == line * 2
 

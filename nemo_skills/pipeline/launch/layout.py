@@ -16,7 +16,7 @@ JOB_TARGET = "/nemo_run/job"
 SECRETS_FILE = "secrets.env"
 SANDBOX = "sandbox"
 """Role of components that run code of models; they get no secrets."""
-_CODE_IN_TEXT = re.compile(rf"(?<![\w./-]){re.escape(CODE_TARGET)}(?![\w.-])")
+_CODE_IN_TEXT = r"(?<![\w./-]){}(?![\w.-])"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +73,19 @@ def host_path(cluster: ClusterConfig, path: str) -> str:
     return normalise_path(path) if cluster.executor == "slurm" else path
 
 
-def with_local_code(component: Component, code_dir: str) -> Component:
+def with_local_code(component: Component, code_dir: str, *, inside: str = "") -> Component:
     """Let `/nemo_run/code` in the words of a component mean the real folder, where there are no containers.
 
-    This is the one exception to passing words on as they are.
+    This is the one exception to passing words on as they are. With `inside` only that folder of it is meant.
     """
+    path = re.compile(_CODE_IN_TEXT.format(re.escape(f"{CODE_TARGET}/{inside}".rstrip("/"))))
+    code_dir = str(PurePosixPath(code_dir) / inside)
 
     def real(argv: Argv) -> Argv:
         # in a line of shell the folder's name must not fall apart
         quoted = shlex.quote(code_dir) if argv[:2] == ("bash", "-c") else code_dir
         return tuple(
-            _CODE_IN_TEXT.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv
+            path.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv
         )
 
     return replace(

@@ -79,4 +79,7 @@ def _script(plan: Plan, component: Component) -> str:
         path_dirs=(str(python.parent),),
         env=plan.env,
     )
+    if not (Path.cwd() / "nemo_skills").is_dir():
+        # packaged code always has it
+        component = with_local_code(component, _CODE_DIR, inside="nemo_skills")
     return render_component(with_local_code(component, str(Path.cwd())), site)
