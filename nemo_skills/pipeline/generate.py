@@ -13,7 +13,7 @@ from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.submit import launch, survey
-from nemo_skills.pipeline.launch.survey import Queued
+from nemo_skills.pipeline.launch.survey import Queued, Survey
 from nemo_skills.pipeline.options import (
     ClusterOptions,
     GenerateOptions,
@@ -72,6 +72,7 @@ class Progress:
     """Those that are complete."""
     queued: Mapping[str, Queued] = field(default_factory=dict)
     """Those that a job in the queue writes."""
+    found: Survey | None = None
 
 
 @wrapper(main=MAIN, schema=SCHEMA)
@@ -99,13 +100,13 @@ def generate(
         args=_checked_args(own, main_args.normalise(ctx.args)),
     )
     plan_generate(request, Progress())  # mistakes in options come before anything is looked at
-    if request.cluster.executor == "none":
-        _check_input(own.input_file)
     if not job.no_validate:
         values = _main_values(request, outputs(own)[0])
         local = request.cluster.executor == "none"
         schema = offline.SCHEMA if own.offline else SCHEMA
         main_args.validate(schema, (*values, *request.args), local_files=local)
+    if request.cluster.executor == "none":
+        _check_input(own.input_file)
     progress = Progress() if own.rerun_done else _progress(request)
     plan = plan_generate(request, progress)
     if progress.queued:
@@ -120,7 +121,7 @@ def generate(
     if progress.done:
         names = sorted(PurePosixPath(path).name for path in progress.done)
         LOG.info("already done, not run again: %s", ", ".join(names))
-    return launch(plan, dry_run=job.dry_run)
+    return launch(plan, dry_run=job.dry_run, found=progress.found)
 
 
 def outputs(own: GenerateOptions) -> list[Part]:
@@ -272,9 +273,10 @@ def _folder(own: GenerateOptions) -> str:
 def _progress(request: Request) -> Progress:
     own = request.own
     paths = list(dict.fromkeys(p.path for output in outputs(own) for p in (output, *chunks(own, output))))
-    found = survey(request.cluster, [*paths, *(f"{path}.done" for path in paths)], paths)
+    marks = [f"{path}.done" for path in paths]
+    found = survey(request.cluster, [*paths, *marks], paths, request.job.run_after)
     done = frozenset(path for path in paths if {path, f"{path}.done"} <= found.exists)
-    return Progress(done=done, queued=found.queued)
+    return Progress(done=done, queued=found.queued, found=found)
 
 
 def _consistent(own: GenerateOptions, args: Sequence[str]) -> GenerateOptions:
