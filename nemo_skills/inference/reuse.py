@@ -65,8 +65,6 @@ class Reuse:
         taken = 0
         for part in range(parts):
             table = KeyTable((key, position) for position, key in self._missing() if key % parts == part)
-            if not table:
-                continue
             # other chunks take the answers to the rows of the same text before this one's
             passed = Counter(self._keys_before(table)) if of_all_chunks else Counter()
             rows = zip(read_keys(earlier.done), iter_lines(earlier.output), strict=True)
@@ -78,6 +76,8 @@ class Reuse:
                 elif (position := table.take(key)) is not None:
                     self.journal.restore(position, key, line.raw)
                     taken += 1
+                elif not of_all_chunks:  # the output will be replaced, but its row may come back
+                    self.journal.keep(key, line.raw)
         return taken
 
     def _missing(self) -> Iterator[tuple[int, int]]:

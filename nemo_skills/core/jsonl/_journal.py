@@ -21,6 +21,7 @@ from nemo_skills.core.jsonl._keys import row_key
 from nemo_skills.core.jsonl._lock import open_locked
 from nemo_skills.core.jsonl._records import (
     MAGIC,
+    NOWHERE,
     Found,
     Kind,
     Scan,
@@ -125,6 +126,11 @@ class Journal:
         """Add a row that was finished elsewhere, for the input row with this `row_key`."""
         self._write(encode(Kind.ROW, position, key, row))
         self._index.finish(position, key >> 32)
+
+    def keep(self, key: int, row: bytes) -> None:
+        """Add a row that was finished elsewhere, for an input row that is not there now."""
+        self._write(encode(Kind.ROW, NOWHERE, key, row))
+        self._index.find(NOWHERE, key >> 32)
 
     def move(self, position: int, key: int, offset: int) -> None:
         """Let the record at an offset, which `records` told, count for another position as well."""

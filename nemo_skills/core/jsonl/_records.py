@@ -23,6 +23,8 @@ HEADER_PLACES = struct.Struct(">8xQI4x")
 """Of a header only kind and position, and the upper half of the key."""
 POSITION_LIMIT = 1 << 56
 """Positions are below; the bits above say what a record is when it is no row."""
+NOWHERE = POSITION_LIMIT - 1
+"""The position of rows that the input does not have."""
 LONGEST = (1 << 32) - 1
 
 _SUM, _LENGTH, _POSITION, _KEY = (len(MAGIC) + 8 * n for n in (0, 1, 2, 4))
