@@ -126,3 +126,16 @@ def test_mistakes_are_told_before_anything_is_sent(
         assert user.generate(config=user.config(containers={"nemo-skills": "venv:envs/x"})) == 2
         assert "full path, not 'envs/x'" in capsys.readouterr().err
     assert not user.job_dir.exists()
+
+
+@pytest.mark.parametrize("user", [CONTAINER], indirect=True)
+def test_python_settings_of_the_login_shell_stay_outside_of_containers(
+    user: SlurmUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/no/such")
+    monkeypatch.setenv("VIRTUAL_ENV", "/no/such")
+    write_rows(user.workspace / "in.jsonl", 1)
+    assert user.generate(preprocess_cmd="echo [$PYTHONPATH] [$VIRTUAL_ENV]") == 0
+    assert user.wait() == {"generate": "COMPLETED"}
+    log = user.workspace / "out put/generation-logs/generate-main.log"
+    assert log.read_text().splitlines()[0] == "[/nemo_run/code] []"

@@ -174,6 +174,8 @@ def test_submission() -> None:
     calls = Calls(
         root="/lustre/me/jobs",
         exp_dir=LAYOUT.exp_dir,
+        log_dir="/lustre/my work/logs",
+        code_dir=LAYOUT.code_dir,
         submit=("submit 'my exp'",),
         secret_names=("MY_ODD_ONE",),
         replaces=("3",),

@@ -21,12 +21,7 @@ from nemo_skills.pipeline.launch.records import SUBMITTED, Record, new_id
 from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob
 from nemo_skills.pipeline.launch.slurm_after import Predecessors, state_file
 from nemo_skills.pipeline.launch.slurm_queue import Order, queue
-from nemo_skills.pipeline.launch.slurm_remote import (
-    NO_CONTROLLER,
-    Answer,
-    prepare_script,
-    survey_script,
-)
+from nemo_skills.pipeline.launch.slurm_remote import NO_CONTROLLER, Answer, look_script
 from nemo_skills.pipeline.launch.slurm_script import render_job
 from nemo_skills.pipeline.launch.survey import Survey
 
@@ -60,8 +55,8 @@ def render(plan: Plan) -> tuple[RenderedJob, ...]:
     )
 
 
-def submit(plan: Plan) -> Record:
-    """Queue all jobs of the plan.
+def submit(plan: Plan, found: Survey | None = None) -> Record:
+    """Queue all jobs of the plan; `found` is a survey made for it with the same `run_after`, just now.
 
     Raises:
         UserError: the cluster cannot be reached, a mount source is missing, an experiment of `run_after`
@@ -71,8 +66,10 @@ def submit(plan: Plan) -> Record:
     env = resolve_env(cluster.env_vars, cluster.required_env_vars, os.environ)
     plan = dataclasses.replace(plan, env=env.plain)
     render(plan)  # mistakes come before anything is sent
-    tunnel = open_tunnel(cluster)
-    ground = _prepare(tunnel, plan, choose_code(plan))
+    code = choose_code(plan)
+    found = found or survey(cluster, run_after=plan.options.run_after)
+    assert found.answer is not None, "this survey is not of a Slurm cluster"
+    ground = _prepare(plan, code, found.answer)
     record_id, root = new_id(plan.expname), job_dir(cluster)
     layout = Layout(exp_dir=f"{root}/{plan.expname}/{record_id}", code_dir=ground.code_dir)
     order = Order(
@@ -83,7 +80,7 @@ def submit(plan: Plan) -> Record:
         before=ground.before,
         replaces=(*plan.replaces, *ground.stale),
     )
-    ids = queue(tunnel, order)
+    ids = queue(open_tunnel(cluster), order)
     record = dataclasses.replace(
         Record.of(plan, record_id, state=SUBMITTED, slurm_ids=ids),
         exp_dir=layout.exp_dir,
@@ -119,42 +116,43 @@ def job_dir(cluster: ClusterConfig) -> str:
     return normalise_path(folder, "job_dir")
 
 
-def survey(cluster: ClusterConfig, files: Iterable[str], writes: Iterable[str]) -> Survey:
+def survey(
+    cluster: ClusterConfig,
+    files: Iterable[str] = (),
+    writes: Iterable[str] = (),
+    run_after: Iterable[str] = (),
+) -> Survey:
     """Tell which files exist and which jobs in the queue write what; paths are as jobs see them.
 
     Raises:
-        UserError: the cluster or its controller cannot be reached.
+        UserError: the cluster or its controller does not answer, or `run_after` names no experiment.
     """
     host_files = {host_path(cluster, path): path for path in files}
     host_writes = {host_path(cluster, path): path for path in writes}
-    answer = Answer.read(_ask(open_tunnel(cluster), survey_script(job_dir(cluster), host_files)))
+    sources = [mount.source for mount in cluster.mounts] if cluster.check_mounts else []
+    script = look_script(job_dir(cluster), host_files, sources) + Predecessors(run_after).query()
+    text = _ask(open_tunnel(cluster), script)
+    answer = Answer.read(text)
     # the newest comes last: of a chain of jobs that is the last part
     writers = sorted((w for w in answer.writers if w.path in host_writes), key=lambda w: int(w.job.id))
     return Survey(
         exists=frozenset(host_files[path] for path in answer.words("exists")),
         queued={host_writes[w.path]: w.job for w in writers if w.active},
+        answer=text,
     )
 
 
-def _prepare(tunnel: ShellTunnel, plan: Plan, code: CodePackage | str) -> _Ground:
-    """Make the folders, look at the queue, and send the code where it is absent: one call, or three."""
-    cluster = plan.cluster
-    after = Predecessors(plan.options.run_after)
-    code_dir = code if isinstance(code, str) else f"{job_dir(cluster)}/code/{code.digest}"
-    script = prepare_script(
-        job_dir(cluster),
-        [mount.source for mount in cluster.mounts] if cluster.check_mounts else [],
-        log_dir=host_path(cluster, plan.log_dir),
-        code_dir=code_dir,
-    )
-    text = _ask(tunnel, script + after.query())
-    answer = Answer.read(text)
+def _prepare(plan: Plan, code: CodePackage | str, text: str) -> _Ground:
+    """Check what the cluster has said, and send the code where it is absent."""
+    cluster, answer = plan.cluster, Answer.read(text)
+    tunnel = open_tunnel(cluster)
     if missing := answer.words("missing"):
         raise UserError(f"mounted folders do not exist on {tunnel.where}: {', '.join(missing)}")
     stale = _refuse_conflicts(plan, answer)
     name = (answer.words("cluster") or [""])[0]
-    before = after.unfinished(text, name)
-    if not answer.words("code"):
+    before = Predecessors(plan.options.run_after).unfinished(text, name)
+    code_dir = code if isinstance(code, str) else f"{job_dir(cluster)}/code/{code.digest}"
+    if code_dir not in answer.words("code"):
         if isinstance(code, str):
             raise UserError(f"the packaged code {code} (--reuse_code_exp) is no longer on {tunnel.where}")
         _upload(tunnel, code, code_dir)

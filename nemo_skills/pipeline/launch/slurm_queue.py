@@ -61,6 +61,8 @@ def queue(tunnel: ShellTunnel, order: Order) -> Mapping[str, str]:
     calls = Calls(
         root=order.root,
         exp_dir=layout.exp_dir,
+        log_dir=host_path(plan.cluster, plan.log_dir),
+        code_dir=layout.code_dir,
         submit=submit_calls(order),
         secret_names=tuple(name for name, _ in order.env.secrets),
         replaces=tuple(order.replaces),

@@ -13,7 +13,7 @@ from nemo_skills.pipeline.cluster.tunnel import assignments
 from nemo_skills.pipeline.launch.survey import Queued
 
 NO_SLURM, NO_CONTROLLER, LEFT_BEHIND = 97, 98, 99
-"""Exit codes for troubles of their own; the last: a submission failed, and its jobs could not be cancelled."""
+"""Exit codes for troubles of their own; the last: jobs of a failed submission could not be cancelled."""
 
 # sbatch hands on the environment of its caller, and Slurm keeps that on disk: nothing must reach jobs that is
 # a secret, or belongs to the job in which somebody runs ns. Some variables also change what commands print.
@@ -68,21 +68,14 @@ for entry in "$root"/.with_secrets/*; do
 done
 """
 
-_SURVEY = r"""
+_LOOK = r"""
 while IFS= read -r path; do
   [[ -n $path && -e $path ]] && printf 'exists\t%s\n' "$path"
 done <<< "$paths"
-true
-"""
-
-_PREPARE = r"""
-set -u
-mkdir -p -- "$root" "$log_dir" || exit 1
 while IFS= read -r source; do
   [[ -z $source || -e $source ]] || printf 'missing\t%s\n' "$source"
 done <<< "$sources"
-# its time says when it was used last
-[[ -d $code_dir ]] && { touch -c -- "$code_dir" 2> /dev/null; printf 'code\tpresent\n'; }
+for folder in "$root"/code/*/; do printf 'code\t%s\n' "${folder%/}"; done
 config=$(scontrol show config) && [[ $config =~ ClusterName\ *=\ *([^[:space:]]+) ]]
 printf 'cluster\t%s\n' "${BASH_REMATCH[1]:-}"
 """
@@ -101,7 +94,9 @@ fail() {
 }
 ids=()
 umask 022
-mkdir -p -- "$exp_dir" && chmod 700 -- "$exp_dir" && cd -- "$exp_dir" && tar -xpf - || fail
+mkdir -p -- "$log_dir" "$exp_dir" && chmod 700 -- "$exp_dir" && cd -- "$exp_dir" && tar -xpf - || fail
+# its time says when it was used last
+touch -c -- "$code_dir" 2> /dev/null
 submit() {
   local name=$1 id
   shift
@@ -219,6 +214,8 @@ class Calls:
 
     root: str
     exp_dir: str
+    log_dir: str
+    code_dir: str
     submit: tuple[str, ...]
     """Calls of the shell function `submit`; the ids of jobs queued before are in the array `ids`."""
     secret_names: tuple[str, ...] = ()
@@ -229,15 +226,14 @@ class Calls:
     """Whether jobs may start; False leaves them on hold."""
 
 
-def survey_script(root: str, paths: Iterable[str]) -> str:
-    """Return the script that tells which paths exist, and which jobs in the queue write what."""
-    return _clean() + assignments(root=root, paths="\n".join(paths)) + _QUEUE + _SURVEY
+def look_script(root: str, paths: Iterable[str], sources: Iterable[str]) -> str:
+    """Return the script that changes nothing and tells what there is.
 
-
-def prepare_script(root: str, sources: Iterable[str], *, log_dir: str, code_dir: str) -> str:
-    """Return the script that makes the folders for experiments and logs, and looks for code and mounts."""
-    values = assignments(root=root, sources="\n".join(sources), log_dir=log_dir, code_dir=code_dir)
-    return _clean() + values + _QUEUE + _PREPARE
+    It prints which paths exist, which sources of mounts do not, the folders of packaged code, which jobs in
+    the queue write what, and the cluster's name.
+    """
+    values = assignments(root=root, paths="\n".join(paths), sources="\n".join(sources))
+    return _clean() + values + _QUEUE + _LOOK
 
 
 def submit_script(calls: Calls) -> str:
@@ -245,6 +241,8 @@ def submit_script(calls: Calls) -> str:
     values = assignments(
         root=calls.root,
         exp_dir=calls.exp_dir,
+        log_dir=calls.log_dir,
+        code_dir=calls.code_dir,
         replaces=" ".join(calls.replaces),
         release="1" if calls.release else "",
         left_behind=LEFT_BEHIND,

@@ -29,8 +29,10 @@ class _Backend:
     submit: Callable[[Plan], Record]
 
 
-def launch(plan: Plan, *, dry_run: bool = False) -> Record | None:
+def launch(plan: Plan, *, dry_run: bool = False, found: Survey | None = None) -> Record | None:
     """Carry out a plan, or with `dry_run` only print it; returns what was launched.
+
+    `found` is what a survey for this plan has found just now; it saves asking again.
 
     Raises:
         JobFailedError: a job that the wrapper waited for failed.
@@ -40,15 +42,24 @@ def launch(plan: Plan, *, dry_run: bool = False) -> Record | None:
     if dry_run:
         show(plan, backend.render(plan))
         return None
+    if plan.cluster.executor == "slurm":
+        from nemo_skills.pipeline.launch import slurm
+
+        return slurm.submit(plan, found)
     return backend.submit(plan)
 
 
-def survey(cluster: ClusterConfig, files: Sequence[str], writes: Sequence[str]) -> Survey:
-    """Tell which files exist where jobs run, and which jobs in the queue write what."""
+def survey(
+    cluster: ClusterConfig, files: Sequence[str], writes: Sequence[str], run_after: Sequence[str] = ()
+) -> Survey:
+    """Tell which files exist where jobs run, and which jobs in the queue write what.
+
+    Give `run_after` where the result is to be passed to `launch`.
+    """
     if cluster.executor == "slurm":
         from nemo_skills.pipeline.launch import slurm
 
-        return slurm.survey(cluster, files, writes)
+        return slurm.survey(cluster, files, writes, run_after)
     return Survey(exists=frozenset(path for path in files if Path(host_path(cluster, path)).exists()))
 
 

@@ -24,3 +24,5 @@ class Survey:
     """Files that exist where jobs run."""
     queued: Mapping[str, Queued] = field(default_factory=dict)
     """Files that a job in the queue writes."""
+    answer: str | None = None
+    """What the cluster said, for the submission that follows."""
