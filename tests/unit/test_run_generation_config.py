@@ -1,5 +1,7 @@
 """Settings of `run_generation`: the known command lines, and every mistake named before anything runs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,12 @@ def test_rows_without_a_server_take_the_arguments_of_the_generation_main() -> No
 def test_what_needs_a_server_is_refused(arg: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         offline(*arg.split(" ++") if arg.startswith("++num") else [arg])
+
+
+def test_importing_the_mains_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, nemo_skills.inference.run_generation, nemo_skills.inference.generate_offline;"
+        "print({'torch', 'transformers', 'vllm', 'hydra', 'omegaconf', 'aiohttp', 'openai'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

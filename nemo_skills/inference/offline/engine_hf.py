@@ -122,8 +122,8 @@ class _Sampler:
         import torch
 
         if self._seen is None:
-            self._seen = torch.zeros_like(scores, dtype=torch.int8)
-            self._seen.scatter_reduce_(1, input_ids, self._mask.to(torch.int8), "amax")
+            self._seen = torch.zeros_like(scores, dtype=torch.int32)
+            self._seen.scatter_add_(1, input_ids, self._mask.to(torch.int32))
         else:
             self._seen.scatter_(1, input_ids[:, -1:], 1)
         penalty = self._sampling.repetition_penalty
