@@ -159,6 +159,11 @@ def test_secrets_arrive_and_are_seen_nowhere(user: DockerUser) -> None:
     assert "canary-" not in ended.stdout + ended.stderr
 
 
+def answered(journal: Path) -> int:
+    """How many answers a journal holds."""
+    return journal.read_bytes().count(b'"num_generated_tokens":') if journal.exists() else 0
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -168,7 +173,7 @@ def test_signals_leave_no_container_process_or_secret(user: DockerUser, signum: 
     before = set(user.engine.processes())
     process = user.start([*command, "++max_concurrent_requests=4"], HF_TOKEN=CANARY)
     journal = user.workspace / "out put/generation/output.jsonl-async"
-    wait_for(lambda: journal.exists() and journal.stat().st_size, 60)
+    wait_for(lambda: answered(journal), 60)
     started = time.monotonic()
     process.send_signal(signum)
     assert process.wait(timeout=30) == code
@@ -178,7 +183,7 @@ def test_signals_leave_no_container_process_or_secret(user: DockerUser, signum: 
     wait_for(lambda: set(user.engine.processes()) <= before, 5)
     assert files_with_canary(user.folder) == []
     assert "Traceback" not in (user.folder / "stderr").read_text()
-    assert len(journal.read_bytes().splitlines()) < 400
+    assert 0 < answered(journal) < 400
 
 
 def test_an_interrupted_run_is_finished_by_the_same_command(user: DockerUser) -> None:
@@ -186,7 +191,7 @@ def test_an_interrupted_run_is_finished_by_the_same_command(user: DockerUser) ->
     command = user.command(user.write_config(), server_args="--latency=0.3")
     process = user.start([*command, "++max_concurrent_requests=4"])
     journal = user.workspace / "out put/generation/output.jsonl-async"
-    wait_for(lambda: journal.exists() and journal.stat().st_size, 60)
+    wait_for(lambda: answered(journal), 60)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert user.run(command).returncode == 0
