@@ -84,9 +84,7 @@ class ServerConfig:
     context_limit_retry_strategy: CutStrategy | None = opt(
         None, "what to cut when a prompt exceeds the model's context; null fails the row"
     )
-    enable_soft_fail: bool = opt(
-        False, "end well however many rows failed, unless max_failed_rows is set"
-    )
+    enable_soft_fail: bool = opt(False, "end well however many rows failed, unless max_failed_rows is set")
 
     def __post_init__(self) -> None:
         """Check what needs no network."""
@@ -121,7 +119,7 @@ class ServerConfig:
 class GenerateConfig:
     """Asks a model about every row of a JSONL file."""
 
-    input_file: str = opt(MISSING, "JSONL file with a row per question")
+    input_file: str = opt(MISSING, "JSONL files (.gz, .zst too): a path, a pattern, or several with commas")
     output_file: str = opt(MISSING, "where the rows go, each with its answer, in the order of the input")
     server: ServerConfig = opt(ServerConfig, "the model server")
     inference: InferenceConfig = opt(InferenceConfig, "sampling")

@@ -1,5 +1,6 @@
 """`ns generate`: a model answers every row of a JSONL file."""
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline import main_args, offline
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
+from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.submit import launch, survey
@@ -275,8 +277,24 @@ def _progress(request: Request) -> Progress:
     paths = list(dict.fromkeys(p.path for output in outputs(own) for p in (output, *chunks(own, output))))
     marks = [f"{path}.done" for path in paths]
     found = survey(request.cluster, [*paths, *marks], paths, request.job.run_after)
-    done = frozenset(path for path in paths if {path, f"{path}.done"} <= found.exists)
+    complete = (path for path in paths if {path, f"{path}.done"} <= found.exists)
+    done = frozenset(path for path in complete if not _is_outdated(request, f"{path}.done"))
     return Progress(done=done, queued=found.queued, found=found)
+
+
+def _is_outdated(request: Request, mark: str) -> bool:
+    """Whether an input on this machine is newer than a mark; the main finds out which rows have changed."""
+    cluster = request.cluster
+    if cluster.executor == "slurm":
+        return False
+    names = [request.own.input_file, *request.own.input_file.split(",")]
+    try:
+        patterns = [str(Path(host_path(cluster, name.strip())).expanduser()) for name in names]
+    except UserError:  # jobs will say that they cannot see it
+        return False
+    found = {match for pattern in patterns for match in (pattern, *glob.iglob(pattern))}  # noqa: PTH207
+    written = Path(host_path(cluster, mark)).stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > written for path in map(Path, found) if path.exists())
 
 
 def _consistent(own: GenerateOptions, args: Sequence[str]) -> GenerateOptions:
