@@ -137,7 +137,7 @@ def _cancel_here(record: Record) -> list[JobStatus]:
 def _end_leftovers(record: Record) -> None:
     """End what a killed `ns` has left: processes that know the job's folder, or containers."""
     if record.executor == "local":
-        listed = ["docker", "ps", "--all", "--quiet", f"--filter=label={LABEL}={record.expname}"]
+        listed = ["docker", "ps", "--all", "--quiet", f"--filter=label={LABEL}={record.id}"]
         names = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
         if names:
             subprocess.run(["docker", "rm", "--force", "--volumes", *names], capture_output=True, check=False)

@@ -30,7 +30,7 @@ from nemo_skills.pipeline.launch.render import RenderedFile, RenderedJob, render
 from nemo_skills.pipeline.launch.supervise import Signals
 
 LABEL = "nemo-skills.experiment"
-"""Label of all containers that this executor starts; its value is the experiment's name."""
+"""Label of all containers that this executor starts; its value is the experiment's id."""
 _RUN_DIR = f"{JOB_TARGET}/run"
 
 
@@ -174,7 +174,7 @@ def _docker_run(plan: Plan, layout: Layout, job: Job, component: Component, engi
     argv = ["docker", "run", "--rm", "--init", "--pull=never", "--network=host", "--ipc=host"]
     # the output comes to us; the engine would keep a second copy of it
     argv += ["--log-driver=none", *engine.flags]
-    argv += ["--name", _container_name(layout, job, component), f"--label={LABEL}={plan.expname}"]
+    argv += ["--name", _container_name(layout, job, component), f"--label={LABEL}={layout.experiment_id}"]
     for mount in layout.mounts(plan, job):
         argv += ["--mount", _mount_option(mount)]
     if engine.user:

@@ -27,6 +27,11 @@ class Layout:
     code_dir: str
     """Packaged code: the user's repository and `nemo_skills`."""
 
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's own name, unlike that which the user chose."""
+        return PurePosixPath(self.exp_dir).name
+
     def job_dir(self, job: Job) -> str:
         """Return the folder of one job."""
         return str(PurePosixPath(self.exp_dir) / job.name)
