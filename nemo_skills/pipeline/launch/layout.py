@@ -89,9 +89,7 @@ def with_local_code(component: Component, code_dir: str, *, inside: str = "") ->
     def real(argv: Argv) -> Argv:
         # in a line of shell the folder's name must not fall apart
         quoted = shlex.quote(code_dir) if argv[:2] == ("bash", "-c") else code_dir
-        return tuple(
-            path.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv
-        )
+        return tuple(path.sub(lambda _: quoted, word) if isinstance(word, str) else word for word in argv)
 
     return replace(
         component,
