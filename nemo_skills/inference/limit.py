@@ -1,7 +1,7 @@
 """How many requests a server gets at the same time: as many as make it faster, fewer when it objects.
 
 Starts modest and doubles while that makes the server faster. Until answers come nothing speaks against more,
-so it doubles every quarter of a second: waiting for answers that take minutes would leave most of a server
+so it doubles every tenth of a second: waiting for answers that take minutes would leave most of a server
 idle. Later it tries now and then whether a bit more is faster, or a bit less as fast. A server that asks for
 fewer requests gets fewer at once, and more again with care.
 """
@@ -13,10 +13,10 @@ from enum import Enum, auto
 START = 16
 _AFTER_OUTAGE = 4
 _FEWEST_SAMPLES = 8
-_BLIND_S = 0.25
+_BLIND_S = 0.1
 _BLIND_ROUNDS = 2.0
 _TRY_AFTER_S, _LONGEST_TRY_AFTER_S = 5.0, 60.0
-_MORE, _LESS = 1.25, 0.8
+_MORE, _LESS = 1.25, 0.67
 _GAIN, _AS_FAST = 1.04, 0.97
 _LEAST_FALL, _MOST_FALL, _OVERDUE_FALL, _QUEUE_FALL, _FORGET = 0.9, 0.5, 0.7, 0.8, 0.75
 
