@@ -33,7 +33,7 @@ def slow_generation(user: SlurmUser, rows: int, **options: object) -> int:
     """Start a job that answers five rows in a second, and wait until it has begun; returns its id."""
     write_rows(user.workspace / "in.jsonl", rows)
     assert user.generate("++max_concurrent_requests=1", server_args="--latency=0.2", **options) == 0
-    wait_until("rows in the journal", lambda: journal(user).exists() and journal(user).stat().st_size > 300)
+    wait_until("rows in the journal", lambda: rows_in_the_journal(user) >= 2)
     return user.ids()["generate"]
 
 
@@ -41,11 +41,15 @@ def journal(user: SlurmUser) -> Path:
     return user.workspace / "out put/generation/output.jsonl-async"
 
 
-def all_rows_are_there(user: SlurmUser, rows: int) -> None:
+def rows_in_the_journal(user: SlurmUser) -> int:
+    return journal(user).read_bytes().count(b'"id"') if journal(user).exists() else 0
+
+
+def all_rows_are_there(user: SlurmUser, rows: int, last_job: str = "generate") -> None:
     output = user.workspace / "out put/generation/output.jsonl"
     assert [row["id"] for row in read_rows(output)] == list(range(rows))
     assert all(row["generation"] for row in read_rows(output))
-    main = (user.workspace / "out put/generation-logs/generate-main.log").read_text()
+    main = (user.workspace / f"out put/generation-logs/{last_job}-main.log").read_text()
     assert "Going on from" in main
     assert {path.name for path in output.parent.iterdir()} == {"output.jsonl", "output.jsonl.done"}
 
@@ -88,11 +92,15 @@ def test_walltime(user: SlurmUser, capsys: pytest.CaptureFixture[str]) -> None:
     user.cluster.expire(job_id)
     assert user.generate(**options) == 0
     assert "queued by an earlier call, not submitted again: generate-part3" in capsys.readouterr().err
-    states = user.wait(timeout_s=120)
-    assert states == {"generate": "TIMEOUT", "generate-part2": "COMPLETED", "generate-part3": "COMPLETED"}
-    ended = [(user.exp_dir("generate") / name / "state").read_text() for name in sorted(states)]
-    assert ended == ["timeout\n", "succeeded\n", "succeeded\n"]
-    all_rows_are_there(user, rows)
+    states = user.wait(timeout_s=150)
+    assert (states["generate"], states["generate-part3"]) == ("TIMEOUT", "COMPLETED")
+    first, second, third = (
+        (user.exp_dir("generate") / name / "state").read_text().strip() for name in sorted(states)
+    )
+    assert (first, third) == ("timeout", "succeeded")
+    # Slurm may warn the second part so early that the third has something to do, too
+    assert second in ("timeout", "succeeded")
+    all_rows_are_there(user, rows, "generate-part2")
 
 
 # Submissions that break off
