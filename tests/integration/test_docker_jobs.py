@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nemo_skills.core.errors import JobFailedError, UserError
+from nemo_skills.pipeline import cli
 from nemo_skills.pipeline.launch import docker, docker_engine
 from nemo_skills.pipeline.launch.plan import Component, Job
 from nemo_skills.pipeline.launch.supervise import HELPER_GRACE_S
@@ -144,6 +145,21 @@ def test_ctrl_c_at_any_moment_leaves_no_container(docker_user: DockerUser, delay
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     time.sleep(0.3)  # for a container that would be born late; the fixture looks for it
+
+
+def test_cancel_removes_what_a_killed_ns_has_left_and_nothing_else(docker_user: DockerUser) -> None:
+    label = f"--label={docker.LABEL}=exp_1"  # of another user, under the same name
+    other = ["run", "--detach", "--rm", "--network=host", label, "--name=other", BASE_IMAGE, "sleep", "1000"]
+    docker_user.engine.docker(*other)
+    process = submit_elsewhere(docker_user, "trap '' TERM; touch /workspace/up; while true; do sleep 1; done")
+    wait_for((docker_user.workspace / "up").exists)
+    process.kill()
+    process.wait()
+    time.sleep(1)
+    assert len(docker_user.containers()) == 2
+    cli.load_command("cancel")(expnames="exp")
+    assert docker_user.containers() == ["other"]
+    docker_user.engine.docker("rm", "--force", "other")
 
 
 # ---- mounts ----
