@@ -1,10 +1,14 @@
 """Images of container roles, built from the local base image by the shipped Dockerfiles, and used by jobs."""
 
 import hashlib
+import http.server
+import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +123,65 @@ def test_a_sandbox_has_packages_but_neither_rights_nor_secrets(
     docker.submit(replace(plan, jobs=(Job(name="exp", components=(sandbox, main)),)))
     log = docker_user.workspace / "logs/exp-main.log"
     assert log.read_text() == "[65534, False, False, True] True\n"
+
+
+class Registry(http.server.ThreadingHTTPServer):
+    """A read-only registry of one image, on loopback, where Docker asks for no encryption."""
+
+    def __init__(self, image: str, engine: DockerEngine, folder: Path) -> None:
+        engine.docker("save", f"--output={folder / 'image.tar'}", image)
+        with tarfile.open(folder / "image.tar") as tar:
+            tar.extractall(folder, filter="data")
+        [saved] = json.loads((folder / "manifest.json").read_text())
+        self.blobs: dict[str, bytes] = {}
+        config = self._add(folder / saved["Config"], "container.image.v1+json")
+        layers = [self._add(folder / name, "image.rootfs.diff.tar") for name in saved["Layers"]]
+        self.kind = "application/vnd.docker.distribution.manifest.v2+json"
+        manifest = {"schemaVersion": 2, "mediaType": self.kind, "config": config, "layers": layers}
+        self.manifest = json.dumps(manifest).encode()
+        super().__init__(("127.0.0.1", 0), RegistryRequest)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def _add(self, path: Path, kind: str) -> dict[str, object]:
+        data = path.read_bytes()
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.blobs[digest] = data
+        return {"mediaType": f"application/vnd.docker.{kind}", "size": len(data), "digest": digest}
+
+
+class RegistryRequest(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Registry)
+        last = self.path.rpartition("/")[2]
+        data = self.server.manifest if "/manifests/" in self.path else self.server.blobs.get(last, b"{}")
+        self.send_response(200)
+        if "/manifests/" in self.path:
+            self.send_header("Content-Type", self.server.kind)
+            self.send_header("Docker-Content-Digest", f"sha256:{hashlib.sha256(data).hexdigest()}")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.mark.service("docker")
+def test_images_that_are_not_here_are_pulled_once(
+    docker_user: DockerUser, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Registry(BASE_IMAGE, docker_user.engine, tmp_path) as registry:
+        image = f"127.0.0.1:{registry.server_port}/team/image:v1"
+        plan = docker_user.plan("echo it runs", containers={"nemo-skills": image})
+        docker.submit(plan)
+        registry.shutdown()
+    docker.submit(plan)
+    assert (docker_user.workspace / "logs/exp-main.log").read_text() == "it runs\nit runs\n"
+    assert "Download" not in capfd.readouterr().out
+    docker_user.engine.docker("rmi", image)
 
 
 def test_every_role_has_a_dockerfile_with_its_base_as_an_argument() -> None:

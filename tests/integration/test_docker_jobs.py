@@ -98,7 +98,7 @@ import sys
 from pathlib import Path
 import nemo_run  # slow to import: done before we say that we are ready
 from nemo_skills.pipeline.cluster.config import parse_cluster_config
-from nemo_skills.pipeline.launch import docker, docker_engine
+from nemo_skills.pipeline.launch import docker
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan
 config, *scripts = sys.argv[1:]
 components = [
