@@ -139,3 +139,15 @@ def test_python_settings_of_the_login_shell_stay_outside_of_containers(
     assert user.wait() == {"generate": "COMPLETED"}
     log = user.workspace / "out put/generation-logs/generate-main.log"
     assert log.read_text().splitlines()[0] == "[/nemo_run/code] []"
+
+
+@pytest.mark.parametrize("options", [{"server_nodes": 2}, {"server_replicas": 2}], ids=["nodes", "replicas"])
+@pytest.mark.parametrize("user", [BARE], indirect=True)
+def test_servers_that_are_several_processes(user: SlurmUser, options: dict[str, int]) -> None:
+    write_rows(user.workspace / "in.jsonl", 4)
+    assert user.generate(**options) == 0
+    assert user.wait() == {"generate": "COMPLETED"}
+    assert len(read_rows(user.workspace / "out put/generation/output.jsonl")) == 4
+    logs = user.workspace / "out put/generation-logs"
+    said = "".join(path.read_text() for path in logs.glob("generate-server*.log"))
+    assert said.count("starts on port") == 2
