@@ -28,6 +28,7 @@ from nemo_skills.pipeline.launch.survey import Survey
 __all__ = ["job_dir", "open_tunnel", "render", "state_file", "submit", "survey"]
 
 LOG = get_logger(__name__)
+_LISTED = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,13 @@ def submit(plan: Plan, found: Survey | None = None) -> Record:
         slurm_cluster=ground.slurm_cluster,
     )
     record.save()
-    LOG.info("queued %s: %s", plan.expname, ", ".join(f"{j.name} ({j.slurm_id})" for j in record.jobs))
+    LOG.info("queued %s: %s; logs in %s", plan.expname, _listed(record), record.log_dir)
     return record
+
+
+def _listed(record: Record) -> str:
+    jobs = [f"{job.name} ({job.slurm_id})" for job in record.jobs]
+    return ", ".join(jobs) if len(jobs) <= _LISTED else f"{len(jobs)} jobs, {jobs[0]} to {jobs[-1]}"
 
 
 def open_tunnel(cluster: ClusterConfig) -> ShellTunnel:
