@@ -85,9 +85,11 @@ class Client:
         attempts: Attempts | None = None
         pool = self.pool
         while True:
-            # who has failed before goes first, or its time would run out behind all the others
-            state = await pool.acquire(len(prompt), first=attempts is not None)
+            asked = time.monotonic()
+            state = await pool.acquire(len(prompt), again=attempts is not None)
             started = time.monotonic()
+            if attempts is not None:
+                attempts.excuse(started - asked)
             try:
                 body = self._requests.body(state.endpoint.model, prompt, place, max_tokens)
                 reply = await self._attempt(state, body)

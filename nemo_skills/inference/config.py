@@ -76,7 +76,9 @@ class ServerConfig:
     ready_timeout_s: float = opt(1800.0, "how long this job's own server may take to load its model")
     connect_timeout_s: float = opt(30.0, "how long a given address may refuse connections at the start")
     request_timeout_s: float = opt(3600.0, "longest time for one answer")
-    retry_budget_s: float = opt(600.0, "how long a row is tried again, counted from its first failure")
+    retry_budget_s: float = opt(
+        600.0, "how long a row is tried again after its first failure, waiting for its turn not counted"
+    )
     retry_max_wait_s: float = opt(60.0, "longest pause between two attempts, unless the server asks for more")
     outage_timeout_s: float = opt(120.0, "stop when no server could be reached for so long")
     requests_per_minute: float | None = opt(None, "most requests a minute, for hosted services")

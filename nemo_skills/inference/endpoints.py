@@ -20,6 +20,7 @@ _TICK_S = 0.1
 _KNOCK_S = 1.0
 _KNOCK_TIMEOUT_S = 5.0
 _PROXY_KNOCKS = 5
+_KEPT = "Finished rows are kept: run the same command again later."
 _log = get_logger(__name__)
 
 
@@ -35,6 +36,11 @@ class Load:
     """Tokens that a request is taken to cost for tokens_per_minute until its answer is there."""
     outage_s: float = 120.0
     """The run stops when no server can be reached for so long."""
+    longest_pause_s: float = 600.0
+    """The run stops when all servers ask for a longer pause."""
+
+
+_Waiter = tuple[asyncio.Future["EndpointState"], int]
 
 
 class ServerStatus(NamedTuple):
@@ -88,7 +94,8 @@ class EndpointPool:
         self._requests = RateCap(load.requests_per_minute) if load.requests_per_minute else None
         self._tokens = RateCap(load.tokens_per_minute) if load.tokens_per_minute else None
         self._estimate = TokenEstimate(load.longest_answer)
-        self._waiting: deque[tuple[asyncio.Future[EndpointState], int]] = deque()
+        self._waiting: deque[_Waiter] = deque()
+        self._waiting_again: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -99,15 +106,16 @@ class EndpointPool:
     @property
     def room(self) -> int:
         """How many more requests could be sent now, if anybody had one."""
-        return 0 if self._waiting else self.limit - self.in_flight
+        return 0 if self._waiting or self._waiting_again else self.limit - self.in_flight
 
-    async def acquire(self, prompt_bytes: int, *, first: bool = False) -> EndpointState:
-        """Wait for a place in flight, before all others if `first`; give it back by `release`."""
-        state = None if self._waiting else self._take(prompt_bytes)
-        if state is not None:
-            return state
+    async def acquire(self, prompt_bytes: int, *, again: bool = False) -> EndpointState:
+        """Wait for a place in flight, to be given back by `release`; who asks `again` goes first."""
+        if not self._waiting and (again or not self._waiting_again):
+            state = self._take(prompt_bytes)
+            if state is not None:
+                return state
         waiter: asyncio.Future[EndpointState] = asyncio.get_running_loop().create_future()
-        (self._waiting.appendleft if first else self._waiting.append)((waiter, prompt_bytes))
+        (self._waiting_again if again else self._waiting).append((waiter, prompt_bytes))
         self._hand_out()
         try:
             return await waiter
@@ -120,7 +128,7 @@ class EndpointPool:
         """Give a place back."""
         state.in_flight -= 1
         self.in_flight -= 1
-        if self._waiting:
+        if self._waiting or self._waiting_again:
             self._hand_out()
 
     def answered(self, state: EndpointState) -> None:
@@ -178,7 +186,7 @@ class EndpointPool:
                     elif state.next_knock <= now and (state.knocking is None or state.knocking.done()):
                         state.next_knock = now + _KNOCK_S
                         state.knocking = asyncio.create_task(self._knock(state))
-                self._stop_if_all_are_gone(now)
+                self._stop_if_hopeless(now)
                 self._hand_out()
                 if self.limit > before:
                     self.on_room()
@@ -209,14 +217,17 @@ class EndpointPool:
         state.down_since = None
         self._hand_out()
 
-    def _stop_if_all_are_gone(self, now: float) -> None:
+    def _stop_if_hopeless(self, now: float) -> None:
+        pause = min(state.paused_until for state in self.states) - now
+        if pause > self._load.longest_pause_s:
+            raise RunStoppedError(
+                f"The server asks for a pause of {pause:.0f} s, longer than server.retry_budget_s. {_KEPT}"
+            )
         since = [state.down_since for state in self.states]
-        gone_for = now - max(s for s in since if s is not None) if None not in since else 0.0
-        if gone_for < self._load.outage_s:
+        if None in since or now - max(s for s in since if s is not None) < self._load.outage_s:
             return
         raise RunStoppedError(
-            f"No server has answered for {self.silent_for():.0f} s; last error: {self.last_error}."
-            " Finished rows are kept: run the same command again once the server is back."
+            f"No server has answered for {self.silent_for():.0f} s; last error: {self.last_error}. {_KEPT}"
         )
 
     def _take(self, prompt_bytes: int) -> EndpointState | None:
@@ -251,14 +262,14 @@ class EndpointPool:
         return True
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            waiter, prompt_bytes = self._waiting[0]
+        while queue := self._waiting_again or self._waiting:
+            waiter, prompt_bytes = queue[0]
             if not waiter.cancelled():
                 state = self._take(prompt_bytes)
                 if state is None:
                     return
                 waiter.set_result(state)
-            self._waiting.popleft()
+            queue.popleft()
 
     def _look_again(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

@@ -174,6 +174,7 @@ class Generation:
             tokens_per_minute=server.tokens_per_minute,
             longest_answer=self.config.inference.tokens_to_generate,
             outage_s=max(_SILENCE_S, min(server.outage_timeout_s, server.retry_budget_s)),
+            longest_pause_s=max(_SILENCE_S, server.retry_budget_s),
         )
         return Client(EndpointPool(endpoints, load), self.source.conversation.requests, settings)
 

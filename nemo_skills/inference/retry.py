@@ -144,8 +144,13 @@ class Attempts:
         """Return for how many seconds all attempts have failed."""
         return 0.0 if self.first_failure is None else time.monotonic() - self.first_failure
 
+    def excuse(self, seconds: float) -> None:
+        """Do not count so many seconds, in which the request had to wait for its turn."""
+        if self.first_failure is not None:
+            self.first_failure += seconds
+
     def next_wait(self, error: RequestError) -> float:
-        """Return how long to wait before trying again.
+        """Return how long to wait before trying again; what the server asks for comes on top.
 
         Raises:
             RowFailedError: trying again is of no use, or the budget does not allow it.
@@ -156,13 +161,11 @@ class Attempts:
             raise RowFailedError(error.kind, str(error), self.count)
         if self.first_failure is None:
             self.first_failure = now
+        limit: float = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
+        wait = random.uniform(0.1, 1.0) * limit
         if error.kind is Kind.connection:
             # the pool lets nobody through before the server can be reached again
-            if now > self.first_failure + self.policy.budget_s:
-                raise RowFailedError(error.kind, str(error), self.count)
-            return random.uniform(0.0, _NO_RUSH_S)
-        limit: float = min(self.policy.max_wait_s, self.policy.first_wait_s * 2 ** min(self.count - 1, 30))
-        wait = max(random.uniform(0.1, 1.0) * limit, error.retry_after or 0.0)
+            wait = random.uniform(0.0, _NO_RUSH_S)
         if now + wait > self.first_failure + self.policy.budget_s:
             raise RowFailedError(error.kind, str(error), self.count)
         return wait

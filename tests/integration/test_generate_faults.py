@@ -38,7 +38,8 @@ def free_port() -> int:
 
 
 def journal_ids(output: Path) -> list[int]:
-    return [row["id"] for row in read_rows(output.with_name(f"{output.name}-async"))]
+    records = read_rows(output.with_name(f"{output.name}-async"))
+    return [record["id"] for record in records if "id" in record]
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +306,15 @@ class TestConcurrency:
         assert 30 <= sorted(levels)[len(levels) // 2] <= 45
         assert requests < 1.1 * 2500
         assert taken < 1.8 * 2500 * 0.1 / 40 + 4
+
+    def test_a_storm_of_refusals_fails_no_row_and_caps_avoid_it(self, tmp_path: Path) -> None:
+        moods = {"latency": 0.3, "per_second": 50, "retry_after": 1}
+        _, requests, taken = self.run(tmp_path, 300, moods)
+        assert requests > 350
+        assert taken < 60
+        (tmp_path / "capped").mkdir()
+        _, requests, _ = self.run(tmp_path / "capped", 300, moods, server__requests_per_minute=1400)
+        assert requests == 300
 
     def test_requests_a_minute(self, tmp_path: Path) -> None:
         _, _, taken = self.run(tmp_path, 30, {}, server__requests_per_minute=300)

@@ -28,14 +28,12 @@ def test_the_least_loaded_first_and_never_more_than_allowed() -> None:
         assert [state.in_flight for state in pool.states] == [2, 2]
         assert pool.room == 0
         waiters = [asyncio.create_task(pool.acquire(1)) for _ in range(2)]
-        urgent = asyncio.create_task(pool.acquire(1, first=True))
+        again = [asyncio.create_task(pool.acquire(1, again=True)) for _ in range(2)]
         await asyncio.sleep(0)
-        # the two before it asked earlier in the same moment; it still goes first
-        pool.release(taken[0])
-        assert await soon(urgent) is taken[0]
-        assert not any(waiter.done() for waiter in waiters)
-        pool.release(taken[1])
-        assert await soon(waiters[0]) is taken[1]
+        for waiter, state in zip([*again, waiters[0]], taken[:3], strict=True):
+            pool.release(state)
+            assert await soon(waiter) is state
+        assert not waiters[1].done()
         waiters[1].cancel()
         for state in pool.states:
             while state.in_flight:
@@ -68,6 +66,20 @@ def test_a_pause_holds_for_all_requests_to_that_server() -> None:
         start = time.monotonic()
         await asyncio.gather(*(pool.acquire(1) for _ in range(3)))
         assert 0.3 <= time.monotonic() - start < 0.5
+
+    asyncio.run(run())
+
+
+def test_the_run_stops_when_a_server_wants_too_long_a_pause() -> None:
+    async def run() -> None:
+        pool = pool_of("http://a/v1", "http://b/v1", longest_pause_s=600)
+        keeper = asyncio.create_task(pool.keep())
+        pool.refused(pool.states[0], 0.0, 86_400)
+        await asyncio.sleep(0.3)
+        assert not keeper.done()
+        pool.refused(pool.states[1], 0.0, 7200)
+        with pytest.raises(RunStoppedError, match="pause"):
+            await asyncio.wait_for(keeper, 2)
 
     asyncio.run(run())
 

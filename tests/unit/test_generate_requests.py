@@ -187,16 +187,24 @@ class TestFailures:
         waits = [attempts.next_wait(RequestError(Kind.retryable, "x")) for _ in range(12)]
         assert all(0.05 * 2**i <= wait <= 0.5 * 2**i for i, wait in enumerate(waits[:4]))
         assert max(waits) <= 8
-        assert attempts.next_wait(RequestError(Kind.retryable, "x", retry_after=30)) == 30
 
     def test_the_budget_ends_the_attempts(self) -> None:
-        attempts = Attempts(policy=RetryPolicy(budget_s=20))
-        attempts.next_wait(RequestError(Kind.retryable, "x"))
+        attempts = Attempts(policy=RetryPolicy(budget_s=0.3, first_wait_s=0.1))
         with pytest.raises(RowFailedError) as caught:
-            attempts.next_wait(RequestError(Kind.retryable, "slow down", retry_after=30))
-        assert (caught.value.kind, caught.value.attempts) == (Kind.retryable, 2)
+            while True:
+                time.sleep(attempts.next_wait(RequestError(Kind.retryable, "x")))
+        assert caught.value.kind is Kind.retryable
+        assert 0.1 < attempts.trying_for() < 0.6
         with pytest.raises(RowFailedError):
             Attempts(policy=RetryPolicy(budget_s=20)).next_wait(RequestError(Kind.bad_request, "x"))
+
+    def test_waiting_for_its_turn_costs_a_row_nothing(self) -> None:
+        attempts = Attempts(policy=RetryPolicy(budget_s=0.2, first_wait_s=0.01))
+        for _ in range(3):
+            attempts.next_wait(RequestError(Kind.busy, "x"))
+            time.sleep(0.15)
+            attempts.excuse(0.15)
+        assert attempts.trying_for() < 0.1
 
 
 class TestFailedRows:

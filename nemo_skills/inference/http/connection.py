@@ -59,7 +59,8 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             raise
         self._used = not tunnel
-        if not response.keep and not tunnel:
+        # an answer that came before the whole request was sent leaves the connection in doubt
+        if not (response.keep or tunnel) or self.transport.get_write_buffer_size():
             self.transport.abort()
         return response
 

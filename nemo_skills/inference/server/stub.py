@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -46,6 +47,7 @@ class StubOptions:
     token_latency: float = _option(0.0, "seconds per generated token, on top")
     slots: int = _option(0, "requests worked on at the same time, others wait; 0: all")
     max_concurrent: int = _option(0, "429 to requests beyond so many at the same time; 0: none")
+    per_second: int = _option(0, "429 to requests beyond so many in a second; 0: none")
     error_rate: float = _option(0.0, "share of requests answered with 500")
     rate_limit_rate: float = _option(0.0, "share of requests answered with 429")
     retry_after: float = _option(1.0, "seconds named in the Retry-After header of a 429")
@@ -77,6 +79,7 @@ class StubServer:
         """Largest number of requests at the same time."""
         self._open = 0
         self._running = 0
+        self._this_second = (0, 0)
         self._slots = asyncio.Semaphore(options.slots) if options.slots else contextlib.nullcontext()
         self._faults = random.Random(options.seed)
         self._oracle = Oracle(options.seed, options.answer)
@@ -164,13 +167,20 @@ class StubServer:
         hang, truncate, limited, error = (self._faults.random() for _ in range(4))
         if options.max_concurrent and self._open > options.max_concurrent:
             return self._rate_limit()
-        if limited < options.rate_limit_rate:
+        if limited < options.rate_limit_rate or (options.per_second and self._is_over_rate()):
             return self._rate_limit()
         if error < options.error_rate:
             return _error(500, "the stub fails on purpose", "InternalServerError")
         if hang < options.hang_rate:
             return "hang"
         return "truncate" if truncate < options.truncate_rate else None
+
+    def _is_over_rate(self) -> bool:
+        """Count a request, and tell whether its second has had too many."""
+        second, count = self._this_second
+        now = int(time.monotonic())
+        self._this_second = (now, count + 1 if second == now else 1)
+        return self._this_second[1] > self.options.per_second
 
     def _rate_limit(self) -> web.Response:
         refusal = _error(429, "Too many requests", "RateLimitError")
