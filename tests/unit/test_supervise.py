@@ -1,6 +1,7 @@
 """A job of several processes: first exit ends all, exit codes and signals arrive, nothing stays behind."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,6 +165,16 @@ def test_impatient_signals_kill_at_once_and_skip_no_clean_up(
     assert time.monotonic() - started < 8
     assert _survivors(weird_tmp_path) == []
     assert (weird_tmp_path / "cleaned").exists()
+
+
+def test_one_signal_that_arrives_twice_is_no_impatience(weird_tmp_path: Path) -> None:
+    save = "trap 'sleep 1; touch saved; exit' TERM; sleep 1000 & while true; do sleep 0.1; done"
+    program = _start_program(weird_tmp_path, f"cd {shlex.quote(str(weird_tmp_path))}; {save}")
+    for _ in range(2):
+        program.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert program.wait(timeout=30) == 143
+    assert (weird_tmp_path / "saved").exists()
 
 
 def test_ctrl_c_during_the_clean_up_of_a_finished_job_still_counts(weird_tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ HELPER_GRACE_S = 3.0
 """What is left of it once the main is gone: servers and sandboxes have nothing to save."""
 _CLEAN_UP_S = 60.0
 _BIRTH_S = 10.0
+_IMPATIENCE_S = 0.5
 _TAIL_LINES = 15
 _TERMINAL = 1
 _TERMINAL_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -269,9 +270,10 @@ class Signals:
 
     def __init__(self) -> None:
         self._received: list[int] = []
+        self._latest = 0.0
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
         self._silent = False
-        self._seen = 0
+        self._cleaning_since = 0.0
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
@@ -287,6 +289,7 @@ class Signals:
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         self._received.append(signum)
+        self._latest = time.monotonic()
         if not self._silent:
             self._silent = True
             self._raise(signum)
@@ -306,12 +309,13 @@ class Signals:
     def only_hurry(self) -> None:
         """Raise no more from here on."""
         self._silent = True
-        self._seen = len(self._received)
+        self._cleaning_since = time.monotonic()
 
     @property
     def hurry(self) -> bool:
         """Whether a signal arrived during the clean-up."""
-        return len(self._received) > self._seen
+        # not at once: some programs, such as timeout, signal us and then the group that we are in
+        return self._latest > self._cleaning_since + _IMPATIENCE_S
 
     def raise_late(self) -> None:
         """Raise for a signal that arrived while none was raised."""
