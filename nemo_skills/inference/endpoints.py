@@ -162,8 +162,7 @@ class EndpointPool:
         now = time.monotonic()
         state.down_since, state.next_knock, state.knocks = now, now + _TICK_S, 0
         state.limit.lost()
-        if len(self.states) > 1:
-            _log.warning("%s cannot be reached; the others take over.", state.endpoint.base_url)
+        _log.warning("%s cannot be reached; its requests wait, or go to others.", state.endpoint.base_url)
 
     def silent_for(self) -> float:
         """Return for how many seconds no server has answered."""
@@ -212,7 +211,7 @@ class EndpointPool:
             self._up(state)
 
     def _up(self, state: EndpointState) -> None:
-        if state.down_since is not None and len(self.states) > 1:
+        if state.down_since is not None:
             _log.info("%s is back.", state.endpoint.base_url)
         state.down_since = None
         self._hand_out()

@@ -64,6 +64,9 @@ class Run:
             helpers.append(stop_when_servers_end(folder))
         try:
             await crew.run(pool.limit, helpers)
+        except asyncio.CancelledError:
+            report.stop(self._current(client), "stopped by a signal")
+            raise
         except BaseException as error:
             report.stop(self._current(client), str(error) or type(error).__name__)
             raise
@@ -102,7 +105,8 @@ class Run:
         if self.counts.failed == 1:
             _log.warning("No answer for %s: %s", work.line.place, error)
         refused = sum(count for reason, count in self.reasons.items() if reason not in RETRIED)
-        allowed = self.config.allowed_failures(self.counts.total)
+        given = self.config.max_failed_rows is not None
+        allowed = self.config.allowed_failures(self.counts.total) if given else 0
         if refused >= max(_REFUSED_ROWS, allowed + 1) and self.journal.empty:
             raise RunStoppedError(
                 f"The server refused all of the first {refused} rows. The last reason: {error}."

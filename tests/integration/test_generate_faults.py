@@ -155,7 +155,12 @@ def test_soft_failure(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "o.failed.jsonl")) == 55
     with running_stub(fail_rows="is") as stub:
         nothing = run_main(stub.url, write_rows(tmp_path / "few.jsonl", 5), tmp_path / "n.jsonl", **soft)
-    assert nothing.returncode == 1
+        before = stub.requests
+        many = write_rows(tmp_path / "many.jsonl", 5000)
+        refused = run_main(stub.url, many, tmp_path / "m.jsonl", **soft)
+        assert stub.requests - before < 600
+    assert (nothing.returncode, refused.returncode) == (1, 1)
+    assert "refused all of the first" in refused.stderr
 
 
 class TestContext:
