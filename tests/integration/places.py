@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ class Place:
     """For files of the test; containers see it as /workspace."""
     cluster: tuple[str, ...]
     """The option that names the cluster."""
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    """Processes that end with the test."""
 
     @property
     def config(self) -> str:
@@ -47,6 +51,14 @@ class Place:
     def ns(self, command: str, *words: str) -> int:
         """Run a command of `ns` in this process; returns its exit code."""
         return cli.main([command, *words])
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start ns as a process of its own, its output in pipes."""
+        argv = [sys.executable, "-m", "nemo_skills.pipeline.cli", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        running = subprocess.Popen(argv, **pipes, text=True, errors="surrogateescape")
+        self.started.append(running)
+        return running
 
     def run_cmd(self, *words: str, expname: str = "run_cmd") -> int:
         """Run `ns run_cmd` and wait until its job has ended; returns the exit code of ns."""
@@ -82,15 +94,29 @@ def place(
     path.write_text(yaml.safe_dump(values))
     slurm._connection.cache_clear()
     code._session.clear()
+    user = Place(name, folder, (f"--cluster={path}",) if name != "none" else ())
     try:
-        yield Place(name, folder, (f"--cluster={path}",) if name != "none" else ())
+        yield user
     finally:
+        for running in user.started:
+            end(running)
         slurm._connection.cache_clear()
         for service in services.values():
             if isinstance(service, SlurmCluster):
                 service.command(
                     "scancel", "--user=root"
                 )  # jobs take whole nodes: a test that failed would block
+
+
+def end(running: subprocess.Popen[str]) -> None:
+    """End a process that a test has left; ns takes down what it started."""
+    with running:
+        running.terminate()
+        try:
+            running.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.communicate()
 
 
 def config(name: str, folder: Path, services: Mapping[str, Any]) -> dict[str, object]:

@@ -18,7 +18,6 @@ from tests.integration.places import Place
 from tests.integration.processes import processes_naming
 from tests.services.process import wait_until
 
-NS = [sys.executable, "-m", "nemo_skills.pipeline.cli"]
 SLEEPER = "sleep 98765.4"
 
 
@@ -32,14 +31,6 @@ def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     with places.place(request.param, request, tmp_path, monkeypatch) as found:
         yield found
-
-
-def start(place: Place, *words: str) -> subprocess.Popen[str]:
-    """Start ns as a process of its own, its output in a pipe."""
-    argv = [*NS, words[0], *place.cluster, *words[1:]]
-    return subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="surrogateescape"
-    )
 
 
 def sleepers() -> list[int]:
@@ -113,9 +104,9 @@ def test_a_server_that_ends_ends_the_command(here: Place, capfd: pytest.CaptureF
 def test_logs_are_followed_until_the_end(place: Place, tmp_path: Path) -> None:
     line = "printf 'one\\ntw'; until [[ -e go ]]; do sleep 0.1; done; printf 'o\\n\\xff end'"
     line = line.replace("go", "/workspace/go" if place.name == "docker" else str(tmp_path / "go"))
-    running = start(place, "run_cmd", line)
+    running = place.start("run_cmd", *place.cluster, line)
     wait_state("RUNNING")
-    following = start(Place(place.name, place.folder, ()), "logs", "run_cmd", "--follow")
+    following = place.start("logs", "run_cmd", "--follow")
     assert following.stdout is not None
     assert following.stdout.readline() == "one\n"
     (tmp_path / "go").touch()
@@ -148,7 +139,7 @@ def test_logs_of_several_experiments_are_named(
 
 
 def test_cancel_ends_what_runs(place: Place) -> None:
-    running = start(place, "run_cmd", f"trap 'echo saved; exit 3' TERM; {SLEEPER} & wait")
+    running = place.start("run_cmd", *place.cluster, f"trap 'echo saved; exit 3' TERM; {SLEEPER} & wait")
     wait_state("RUNNING")
     wait_until("the command runs", lambda: sleepers() != [])
     (ended,) = cli.cancel(expnames="run_cmd")
@@ -162,7 +153,7 @@ def test_cancel_ends_what_runs(place: Place) -> None:
 
 def test_after_ns_was_killed_its_experiment_is_lost_and_cancel_clears_up(here: Place) -> None:
     # nothing but SIGKILL ends it
-    running = start(here, "run_cmd", f"trap '' TERM; while true; do {SLEEPER}; done")
+    running = here.start("run_cmd", f"trap '' TERM; while true; do {SLEEPER}; done")
     wait_state("RUNNING")
     wait_until("the command runs", lambda: sleepers() != [])
     running.kill()
@@ -175,7 +166,7 @@ def test_after_ns_was_killed_its_experiment_is_lost_and_cancel_clears_up(here: P
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_start_server_until_somebody_ends_it(here: Place, signum: int) -> None:
-    running = start(here, "start_server", "--server_type=stub", "--model=m", "--expname=serve")
+    running = here.start("start_server", "--server_type=stub", "--model=m", "--expname=serve")
     address = address_of(running)
     with urllib.request.urlopen(f"{address}/models") as answer:
         assert json.load(answer)["data"][0]["id"] == "m"

@@ -134,8 +134,7 @@ def test_a_log_is_followed_until_the_job_has_ended(place: Place, monkeypatch: py
     line = f"echo one; until [[ -e '{go}' ]]; do sleep 0.1; done; printf 'two\\nend'"
     assert place.ns("run_cmd", *place.cluster, line) == 0
     wait_until("it runs", lambda: state() == "RUNNING")
-    argv = [sys.executable, "-m", "nemo_skills.pipeline.cli", "logs", "run_cmd", "--follow"]
-    following = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    following = place.start("logs", "run_cmd", "--follow")
     assert following.stdout is not None
     assert following.stdout.readline() == "one\n"
     go.touch()
@@ -209,17 +208,17 @@ def test_clean_removes_what_has_ended(place: Place) -> None:
     assert place.ns("run_cmd", *place.cluster, "--expname=runs", "sleep 600") == 0
     wait_until("it runs", lambda: state("runs") == "RUNNING")
     (ended,), (runs,) = history("run_cmd"), history("runs")
+    jobs = place.folder / "jobs"
+    os.utime(jobs / "logs" / "run_cmd", (0, 0))  # logs of this very second are not older than it
     kinds = {one.path: one.kind for one in cli.clean(cluster=place.config, older_than="0m", yes=True)}
     assert kinds[ended.exp_dir or ""] == "experiment"
     assert kinds[runs.exp_dir or ""] == "busy"
-    jobs = place.folder / "jobs"
     assert not (jobs / "run_cmd").exists()
     assert not (jobs / "logs" / "run_cmd").exists()
     assert Path(runs.code_dir or "").is_dir(), "the job that runs needs it"
     assert place.ns("status", "run_cmd") == 2
     cli.cancel(expnames="runs")
     cli.clean(cluster=place.config, older_than="0m", yes=True)
-    # logs of this very second are not older than it
     left = [path.relative_to(jobs) for path in jobs.rglob("*") if path.is_file()]
     assert [path for path in left if path.parent != Path("logs/runs")] == []
 
@@ -228,9 +227,7 @@ def test_clean_removes_what_has_ended(place: Place) -> None:
 
 
 def start(place: Place, *words: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "nemo_skills.pipeline.cli", "start_server", *place.cluster]
-    argv += ["--server_type=stub", "--model=m", *words]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return place.start("start_server", *place.cluster, "--server_type=stub", "--model=m", *words)
 
 
 def address_of(running: subprocess.Popen[str]) -> str:
