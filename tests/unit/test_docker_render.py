@@ -118,7 +118,5 @@ def test_images_of_dockerfiles_are_named_by_file_and_place() -> None:
             "/My Dir/Dockerfile",
         )
     ]
-    assert [name.partition(":")[0] for name in names] == ["nemo-skills"] * 2 + [
-        "nemo-skills-my-dir"
-    ]
+    assert [name.partition(":")[0] for name in names] == ["nemo-skills"] * 2 + ["nemo-skills-my-dir"]
     assert len(set(names)) == 3
