@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from tests.services.require import require
 pytest_plugins = ["tests.services.fixtures"]
 
 REPO = Path(__file__).resolve().parents[1]
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so would every program under test
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
