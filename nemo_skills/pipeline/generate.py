@@ -14,7 +14,7 @@ from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
 from nemo_skills.pipeline.launch.records import Record
-from nemo_skills.pipeline.launch.submit import launch, survey
+from nemo_skills.pipeline.launch.submit import approach, launch, survey
 from nemo_skills.pipeline.launch.survey import Queued, Survey
 from nemo_skills.pipeline.options import (
     ClusterOptions,
@@ -102,6 +102,7 @@ def generate(
         args=_checked_args(own, main_args.normalise(ctx.args)),
     )
     plan_generate(request, Progress())  # mistakes in options come before anything is looked at
+    approach(request.cluster)
     if not job.no_validate:
         values = _main_values(request, outputs(own)[0])
         local = request.cluster.executor == "none"

@@ -280,3 +280,32 @@ class TestErrors:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(TunnelError, match="'ssh' is not installed"):
             SshTunnel(login.alias, config=login.config).run("true")
+
+
+def test_a_connection_begun_in_advance(login: SshServer) -> None:
+    before = logins(login)
+    with SshTunnel(login.alias, config=login.config) as tunnel:
+        tunnel.connect_soon()
+        tunnel.connect_soon()
+        assert tunnel.run("echo here").stdout == "here\n"
+        tunnel.connect_soon()
+        assert tunnel.run("echo still").stdout == "still\n"
+        assert logins(login) == before + 1
+
+
+def test_a_connection_begun_and_not_used_is_ended(login: SshServer) -> None:
+    tunnel = SshTunnel(login.alias, config=login.config)
+    tunnel.connect_soon()
+    tunnel.close()
+    wait_until("no client", lambda: not masters(login))
+
+
+def test_trouble_with_a_connection_begun_in_advance_is_told_by_the_first_call(login: SshServer) -> None:
+    tunnel = SshTunnel("ns-no-such-host.invalid", config=login.config)
+    tunnel.connect_soon()
+    with pytest.raises(TunnelError, match="unknown host"):
+        tunnel.run("true")
+    tunnel = SshTunnel(login.alias, config=login.config, identity="/no/such/key")
+    tunnel.connect_soon()
+    with pytest.raises(UserError, match="does not exist"):
+        tunnel.run("true")

@@ -75,6 +75,7 @@ class SshTunnel(ShellTunnel):
             base += ["-i", str(self._identity), "-oIdentitiesOnly=yes"]
         self._base = tuple(base)
         self._lock = threading.Lock()
+        self._starting: _Master | None = None
         self._own: _Master | None = None
         self._shared = False
 
@@ -86,18 +87,33 @@ class SshTunnel(ShellTunnel):
     def connect(self) -> None:
         """Connect now; UserError says what is wrong in one line. Does nothing on a living connection."""
         with self._lock:
-            if self._shared or (self._own and self._own.alive()):
-                return
-            if self._identity and not self._identity.is_file():
-                raise UserError(f"the ssh key {self._identity} (ssh_tunnel.identity) does not exist")
-            self._close()
-            try:
-                check = [*self._base, "-O", "check", "--", self._host]
-                self._shared = subprocess.run(check, capture_output=True, check=False).returncode == 0
-            except FileNotFoundError:
-                raise TunnelError("the program 'ssh' is not installed on this machine") from None
-            if not self._shared:
-                self._own = self._start_master()
+            if not self._connected:
+                self._begin()
+            if self._starting:
+                master, self._starting = self._starting, None
+                self._own = self._started(master)
+
+    def connect_soon(self) -> None:
+        """Begin to connect while the caller has other things to do; trouble is told by the first call."""
+        with self._lock, contextlib.suppress(UserError):
+            if not self._connected:
+                self._begin()
+
+    @property
+    def _connected(self) -> bool:
+        return self._shared or bool(self._starting) or bool(self._own and self._own.alive())
+
+    def _begin(self) -> None:
+        if self._identity and not self._identity.is_file():
+            raise UserError(f"the ssh key {self._identity} (ssh_tunnel.identity) does not exist")
+        self._close()
+        try:
+            check = [*self._base, "-O", "check", "--", self._host]
+            self._shared = subprocess.run(check, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            raise TunnelError("the program 'ssh' is not installed on this machine") from None
+        if not self._shared:
+            self._starting = self._start_master()
 
     def close(self) -> None:
         """End the connection, unless it is the user's own; a later call opens it again."""
@@ -144,38 +160,14 @@ class SshTunnel(ShellTunnel):
         if len(folder.encode()) > _LONGEST_FOLDER:
             Path(folder).rmdir()
             folder = tempfile.mkdtemp(prefix="ns-ssh-", dir="/tmp")
-        master = _Master(Path(folder), self._base, self._host)
-        # stderr is a file: the connection that stays in the background would keep a pipe open for ever
-        log = Path(folder, "log")
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [
-                    *self._base,
-                    *(
-                        "-M",
-                        "-N",
-                        "-f",
-                        f"-oControlPath={master.socket}",
-                        f"-oControlPersist={_IDLE_SECONDS}",
-                    ),
-                    *(f"-oConnectTimeout={self.connect_timeout}", "--", self._host),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,
-            )
-            try:
-                # The handshake of a server behind a jump host has no limit of its own
-                code = process.wait(3 * self.connect_timeout)
-            except subprocess.TimeoutExpired:
-                code = -1
-            finally:
-                kill_group(process)
-                process.wait()
-        if code == 0 and master.alive():
+        timeout = f"-oConnectTimeout={self.connect_timeout}"
+        return _Master(Path(folder), (*self._base, timeout), self._host)
+
+    def _started(self, master: "_Master") -> "_Master":
+        # The handshake of a server behind a jump host has no limit of its own
+        reason = master.wait(3 * self.connect_timeout)
+        if reason is None:
             return master
-        reason = log.read_text(errors="replace") if code >= 0 else "Connection timed out"
         master.close()
         raise self._explain(reason)
 
@@ -183,9 +175,10 @@ class SshTunnel(ShellTunnel):
         return TunnelError(explain_failure(stderr, self._host, self._where))
 
     def _close(self) -> None:
-        if self._own:
-            self._own.close()
-        self._own, self._shared = None, False
+        for master in (self._starting, self._own):
+            if master:
+                master.close()
+        self._starting, self._own, self._shared = None, None, False
 
 
 class _Master:
@@ -193,8 +186,28 @@ class _Master:
 
     def __init__(self, folder: Path, base: tuple[str, ...], host: str) -> None:
         self.socket = folder / "s"
-        stop = (*base, f"-oControlPath={self.socket}", "-O", "exit", "--", host)
-        self._finalizer = weakref.finalize(self, _stop_master, folder, stop, os.getpid())
+        self._log = folder / "log"
+        socket_option = f"-oControlPath={self.socket}"
+        start = (*base, "-M", "-N", "-f", socket_option, f"-oControlPersist={_IDLE_SECONDS}", "--", host)
+        # stderr is a file: the connection that stays in the background would keep a pipe open for ever
+        with self._log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                start,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        stop = (*base, socket_option, "-O", "exit", "--", host)
+        self._finalizer = weakref.finalize(self, _stop_master, folder, stop, os.getpid(), self._process)
+
+    def wait(self, timeout: float) -> str | None:
+        """Wait until the connection is there; returns what ssh said if it will not be."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return "Connection timed out"
+        return None if code == 0 and self.alive() else self._log.read_text(errors="replace")
 
     def alive(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -208,10 +221,12 @@ class _Master:
         self._finalizer()
 
 
-def _stop_master(folder: Path, stop: tuple[str, ...], owner: int) -> None:
+def _stop_master(folder: Path, stop: tuple[str, ...], owner: int, process: "subprocess.Popen[bytes]") -> None:
     # A forked child must not take down its parent's connection
     if os.getpid() != owner:
         return
+    kill_group(process)
+    process.wait()
     if (folder / "s").exists():
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(stop, capture_output=True, check=False, timeout=10)

@@ -25,7 +25,7 @@ from nemo_skills.pipeline.launch.slurm_remote import NO_CONTROLLER, Answer, look
 from nemo_skills.pipeline.launch.slurm_script import render_job
 from nemo_skills.pipeline.launch.survey import Survey
 
-__all__ = ["job_dir", "open_tunnel", "render", "state_file", "submit", "survey"]
+__all__ = ["approach", "job_dir", "open_tunnel", "render", "state_file", "submit", "survey"]
 
 LOG = get_logger(__name__)
 _LISTED = 12
@@ -106,8 +106,14 @@ def open_tunnel(cluster: ClusterConfig) -> ShellTunnel:
     return _connection(ssh)
 
 
+def approach(cluster: ClusterConfig) -> None:
+    """Begin to connect, without waiting for it."""
+    if cluster.ssh_tunnel:
+        _connection(cluster.ssh_tunnel).connect_soon()
+
+
 @functools.cache
-def _connection(ssh: SshConfig) -> ShellTunnel:
+def _connection(ssh: SshConfig) -> SshTunnel:
     return SshTunnel(ssh.host, user=ssh.user, port=ssh.port, identity=ssh.identity)
 
 

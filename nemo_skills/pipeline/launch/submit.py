@@ -49,6 +49,14 @@ def launch(plan: Plan, *, dry_run: bool = False, found: Survey | None = None) ->
     return backend.submit(plan)
 
 
+def approach(cluster: ClusterConfig) -> None:
+    """Begin to connect to where jobs are submitted; worth it before something that takes time here."""
+    if cluster.executor == "slurm":
+        from nemo_skills.pipeline.launch import slurm
+
+        slurm.approach(cluster)
+
+
 def survey(
     cluster: ClusterConfig, files: Sequence[str], writes: Sequence[str], run_after: Sequence[str] = ()
 ) -> Survey:
