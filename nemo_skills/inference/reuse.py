@@ -39,8 +39,9 @@ class Reuse:
         """Move answers in the journal to the rows that have their texts now; return how many."""
         parts = self.journal.repair.records // _PART_ROWS + 1
         moved = 0
-        for part in range(parts):
-            table = KeyTable(self.journal.spare(part, parts))
+        self.journal.drop_stale()
+        for part, spare in enumerate(self.journal.spare(parts)):
+            table = KeyTable(spare)
             if not table:
                 continue
             for position, key in self._missing():

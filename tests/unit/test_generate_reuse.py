@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nemo_skills.core.errors import UserError
@@ -91,13 +91,15 @@ inputs = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=12)
     runs=st.lists(st.tuples(inputs, st.none() | st.integers(0, 8)), min_size=1, max_size=6),
     parts=st.booleans(),
 )
+@example(runs=[("aa", 1), ("ba", 0), ("aa", None)], parts=False)
+@example(runs=[("bca", 2), ("ca", 0), ("aa", 1), ("ca", None)], parts=False)
 def test_any_edits_and_stops_ask_only_for_what_no_answer_is_there(tmp_path_factory, runs, parts) -> None:
     runner = Runner(tmp_path_factory.mktemp("reuse"))
     kept: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         if parts:
             patch.setattr(reuse, "_PART_ROWS", 2)
-        for texts, stop in runs:
+        for texts, stop in ((list(texts), stop) for texts, stop in runs):
             runner.write(texts)
             asked = runner.run(stop)
             missing = sum((Counter(texts) - kept).values())
@@ -211,14 +213,15 @@ def kill_at(patch: pytest.MonkeyPatch, step: str) -> None:
     """Let a function die before it does anything, as far as files go."""
     from nemo_skills.core.jsonl import Journal
 
-    owner, name = {"Journal": Journal, "Path": Path}[step.split(".", maxsplit=1)[0]], step.split(".")[1]
+    kind, name = step.split(".")
+    owner = {"Journal": Journal, "Path": Path, "DoneMark": DoneMark}[kind]
     real = getattr(owner, name)
 
     def die(self: Any, *args: Any, **kwargs: Any) -> Any:
         if owner is Journal:
             self.flush()
             raise KeyboardInterrupt
-        if self.name.endswith(".done"):
+        if owner is DoneMark or self.name.endswith(".done"):
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
@@ -250,6 +253,21 @@ class TestChunks:
         assert {**dict(runner.rows()), **before} == dict(runner.rows())
         assert self.chunks(runner) == [None] * 3
         assert sorted(path.name for path in runner.output.parent.iterdir()) == ["o.jsonl", "o.jsonl.done"]
+
+    def test_a_merge_that_was_killed_is_done_again(
+        self, runner: Runner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for texts in (letters("abcdef"), letters("aXbcdef")):  # the second time there is a whole already
+            runner.write(texts)
+            self.chunks(runner)
+            for step in ("DoneMark.write", "Path.unlink"):
+                with monkeypatch.context() as patch:
+                    kill_at(patch, step)
+                    with pytest.raises(KeyboardInterrupt):
+                        merge_chunks(runner.output, 3)
+            assert merge_chunks(runner.output, 3)
+            assert [question for question, _ in runner.rows()] == texts
+            assert len(list(read_keys(runner.output.with_name("o.jsonl.done")))) == len(texts)
 
     def test_equal_rows_of_several_chunks_keep_their_own_answers(self, runner: Runner) -> None:
         runner.write(letters("aaaaaa"))

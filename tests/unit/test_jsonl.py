@@ -19,7 +19,9 @@ from nemo_skills.core.jsonl import (
     BadRowError,
     Journal,
     Line,
+    Shards,
     _journal,
+    _records,
     add_fields,
     atomic_output,
     check_input,
@@ -124,7 +126,8 @@ class TestJournal:
         path.write_bytes(torn)
         ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
 
-        journal, left = reopen(path, 12)
+        with mock.patch.object(_records, "_WINDOW", data.draw(st.sampled_from([80, 150, 1000, 1 << 18]))):
+            journal, left = reopen(path, 12)
         assert journal.done == sum(torn.startswith(whole[:end]) for end in ends)
         assert sorted(left) == sorted(order[journal.done :])
         assert path.read_bytes() == whole[: max(end for end in [0, *ends] if torn.startswith(whole[:end]))]
@@ -147,7 +150,8 @@ class TestJournal:
         text[where] ^= flip
         path.write_bytes(text)
 
-        journal, left = reopen(path, 6)
+        with mock.patch.object(_records, "_WINDOW", data.draw(st.sampled_from([80, 150, 1 << 18]))):
+            journal, left = reopen(path, 6)
         assert journal.repair.damaged_lines == (number + 1,)
         assert left == [number]
         journal.append(number, row_text(number), row_text(number))
@@ -167,7 +171,8 @@ class TestJournal:
         text[where] ^= flip
         path.write_bytes(text)
 
-        with mock.patch.object(_journal, "_CHECKED_TAIL", 0):
+        window = mock.patch.object(_records, "_WINDOW", data.draw(st.sampled_from([80, 150, 1 << 18])))
+        with mock.patch.object(_journal, "_CHECKED_TAIL", 0), window:
             for attempt in range(4):
                 journal, left = reopen(path, 6)
                 for position in left:
@@ -187,6 +192,34 @@ class TestJournal:
         last_line = text.rindex(b"\n", 0, -1)
         where = data.draw(st.integers(0, last_line - 1).filter(lambda i: text[i] != 10))
         return where, data.draw(st.integers(1, 255).filter(lambda x: text[where] ^ x != 10))
+
+    def test_several_damaged_stretches(self, tmp_path: Path) -> None:
+        path = tmp_path / "j"
+        write_journal(path, list(range(200))).close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[3:5] = [b"\0" * 5000 + b"\n"]
+        lines[50] = lines[50].replace(b"row", b"\nw\n")
+        lines[100] = lines[100][:-1]
+        path.write_bytes(b"".join(lines))
+        journal, left = reopen(path, 200)
+        # the newline between two records is gone: both are lost
+        assert left == [3, 4, 51, 101, 102]
+        assert journal.repair.damaged_lines == (4, 51, 103)
+        for position in left:
+            journal.append(position, row_text(position), row_text(position))
+        assert list(journal.rows()) == [row_text(p) for p in range(200)]
+        journal.close()
+
+    def test_shards_are_read_as_one(self, tmp_path: Path) -> None:
+        texts = [row_text(p) for p in range(5)]
+        write_journal(tmp_path / "a", [3, 0]).close()
+        write_journal(tmp_path / "b", [1, 3]).close()
+        (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes() + b"torn")
+        with Shards(checks([*texts[:4], b"edited"])) as shards:
+            for name in ("a", "b", "none"):
+                shards.add(tmp_path / name)
+            assert [p for p in range(5) if shards.has(p)] == [0, 1, 3]
+            assert (shards.found, shards.row(3)) == (3, texts[3])
 
     def test_duplicates_leave_one(self, tmp_path: Path) -> None:
         journal = Journal.open(tmp_path / "j")
@@ -244,14 +277,15 @@ class TestJournal:
         texts = [b"new", row_text(0), row_text(1), row_text(1)]
         journal = Journal.open(path)
         assert journal.match(0, checks(texts)).todo == [0, 1, 2, 3]
-        spare = dict(journal.spare())
+        journal.drop_stale()
+        spare = dict(next(journal.spare(1)))
         assert set(spare) == {row_key(row_text(p)) for p in range(3)}
         journal.move(1, row_key(row_text(0)), spare[row_key(row_text(0))])
         journal.move(2, row_key(row_text(1)), spare[row_key(row_text(1))])
         journal.close()
         journal = Journal.open(path)
-        assert journal.match(0, checks(texts)) == ([0, 3], [0])
-        assert set(dict(journal.spare())) == {row_key(row_text(2))}
+        assert journal.match(0, checks(texts)) == ([0, 3], [])
+        assert set(dict(next(journal.spare(1)))) == {row_key(row_text(2))}
         journal.append(0, b"new", b'{"v":"new"}')
         journal.append(3, row_text(1), b'{"v":"another answer"}')
         rows = [b'{"v":"new"}', row_text(0), row_text(1), b'{"v":"another answer"}']

@@ -1,7 +1,7 @@
 """Which rows are finished: a byte for each, and four more for each that was there at the start."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from nemo_skills.core.jsonl._records import HEADER_PLACES, POSITION_LIMIT
@@ -51,14 +51,15 @@ class RowIndex:
         """A position before which no row is finished."""
         return min((n for n, page in self._pages.items() if _DONE in page.state), default=0) << _BITS
 
-    def load(self, headers: bytes) -> bool:
-        """Take note of records in a file; return whether some of them are no rows, and left to others."""
-        special = 0
+    def load(self, headers: bytes, other: Callable[[int], None]) -> None:
+        """Take note of records in a file; call `other` with the numbers of those that are no rows."""
+        others = 0
         number, state, checks = -1, bytearray(), array("I")
-        for position, check in HEADER_PLACES.iter_unpack(headers):
+        for index, (position, check) in enumerate(HEADER_PLACES.iter_unpack(headers)):
             if position >> _BITS != number:
                 if position >= POSITION_LIMIT:
-                    special += 1
+                    others += 1
+                    other(index)
                     continue
                 number = position >> _BITS
                 page = self._page(number)
@@ -66,8 +67,7 @@ class RowIndex:
             place = position & (_PAGE - 1)
             state[place] = _FOUND
             checks[place] = check
-        self.rows += len(headers) // HEADER_PLACES.size - special
-        return special > 0
+        self.rows += len(headers) // HEADER_PLACES.size - others
 
     def find(self, position: int, check: int) -> None:
         """Take note of one record in a file."""
@@ -75,6 +75,20 @@ class RowIndex:
         page.state[place] = _FOUND
         page.known()[place] = check
         self.rows += 1
+
+    def drop(self, position: int) -> None:
+        """Forget that there is a record for this position."""
+        page, place = self._place(position)
+        page.state[place] = _ABSENT
+
+    def stale(self) -> Iterator[int]:
+        """Yield the positions whose record answers no row of the input, which was compared as a whole."""
+        for number, page in sorted(self._pages.items()):
+            for state in (_FOUND, _OTHER):
+                place = page.state.find(state)
+                while place >= 0:
+                    yield (number << _BITS) + place
+                    place = page.state.find(state, place + 1)
 
     def finish(self, position: int, check: int | None = None) -> None:
         """Take note of a row that is finished now; its checksum matters if it will be compared again."""
@@ -89,11 +103,6 @@ class RowIndex:
         """Whether a row that `match` has seen is finished."""
         page = self._pages.get(position >> _BITS)
         return page is not None and page.state[position & (_PAGE - 1)] == _DONE
-
-    def answers(self, position: int, check: int) -> bool:
-        """Whether a row is finished and has this checksum."""
-        page, place = self._place(position)
-        return page.state[place] == _DONE and page.checks is not None and page.checks[place] == check
 
     def match(self, start: int, checks: "array[int]") -> Match:
         """Compare the rows of the input from `start` on, which have these checksums, with the records."""

@@ -6,6 +6,7 @@ A record that was cut off or damaged is recognised and does not count; its row i
 import os
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from nemo_skills.core.jsonl._index import Match, RowIndex
 from nemo_skills.core.jsonl._keys import row_key
 from nemo_skills.core.jsonl._lock import open_locked
 from nemo_skills.core.jsonl._records import (
+    HEADER,
     MAGIC,
     NOWHERE,
+    POSITION_LIMIT,
     Found,
     Kind,
     Scan,
@@ -176,21 +179,31 @@ class Journal:
         self._pending.clear()
         self._index, self.note = RowIndex(), None
 
-    def spare(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield key and offset of the records that answer no row of the input where they stand.
+    def drop_stale(self) -> None:
+        """Settle that records which do not answer the input count no longer where they stand.
 
-        They can be moved to rows of the same text elsewhere. `match` must have seen the whole input. Of large
-        journals, take one part of the keys at a time.
+        `match` must have seen the whole input. Without this, a row that was moved would count twice when the
+        input is changed back.
+        """
+        for position in self._index.stale():
+            self._write(encode(Kind.GONE, position, 0, b"{}"))
+
+    def spare(self, parts: int) -> Iterator[Iterator[tuple[int, int]]]:
+        """Yield, for each part of the keys, key and offset of the records that answer no row of the input.
+
+        They can be moved to rows of the same text. `match` must have seen the whole input. Keys are of the
+        part that is the remainder of their division by `parts`, of which there are many for large journals.
         """
         self.flush()
-        moved = {
-            self._source(record)
-            for record in self._records(Kind.MOVED)
-            if record.key % parts == part and not self._is_spare(record)
-        }
-        for record in self._records(Kind.ROW):
-            if record.key % parts == part and self._is_spare(record) and record.offset not in moved:
-                yield record.key, record.offset
+        with PlaceTable(self.path.parent, self._index.first) as places:
+            self._find_places(places)
+            for part in range(parts):
+                used = array("Q", sorted(place.offset for place in places if place.key % parts == part))
+                yield (
+                    (record.key, record.offset)
+                    for record in self._records(Kind.ROW)
+                    if record.key % parts == part and not _contains(used, record.offset)
+                )
 
     def rows(self, on_key: Callable[[int], object] | None = None) -> Iterator[bytes]:
         """Yield the finished rows of the input in its order, telling `on_key` the `row_key` of each.
@@ -263,9 +276,6 @@ class Journal:
         for batch in Scan(self._descriptor, self._end):
             yield from (record for record in batch.records() if record.kind == kind)
 
-    def _is_spare(self, record: Found) -> bool:
-        return not self._index.answers(record.position, record.key >> 32)
-
     def _find_places(self, places: PlaceTable) -> None:
         """Note where the record of each finished row is, checking every one."""
         scan = Scan(self._descriptor, self._end)
@@ -331,18 +341,23 @@ class Journal:
     def _load_from(self, scan: Scan) -> bool:
         """Take note of all records; return whether one of them says that the file cannot be trusted."""
         doubt = False
+
+        def other(index: int) -> None:
+            nonlocal doubt
+            _, _, position, check, _ = HEADER.unpack_from(batch.headers, index * HEADER.size)
+            kind, position = divmod(position, POSITION_LIMIT)
+            if kind == Kind.GONE:
+                self._index.drop(position)
+            elif kind == Kind.MOVED:
+                if not (scan.damaged and scan.is_damaged(self._source(batch.record(index)))):
+                    self._index.find(position, check)
+            elif kind == Kind.NOTE:
+                line = read_record(self._descriptor, batch.record(index).offset, scan.size)
+                self.note = row_of(line) if line is not None else None
+            doubt |= kind == Kind.DOUBT
+
         for batch in scan:
-            if not self._index.load(batch.headers):
-                continue
-            for record in batch.records():
-                doubt |= record.kind == Kind.DOUBT
-                if record.kind == Kind.NOTE:
-                    line = read_record(self._descriptor, record.offset, scan.size)
-                    self.note = row_of(line) if line is not None else None
-                elif record.kind == Kind.MOVED and not (
-                    scan.damaged and scan.is_damaged(self._source(record))
-                ):
-                    self._index.find(record.position, record.key >> 32)
+            self._index.load(batch.headers, other)
         return doubt
 
     def _refuse_foreign(self, good_end: int) -> None:
@@ -353,3 +368,8 @@ class Journal:
         with suppress(orjson.JSONDecodeError):
             orjson.loads(line)
             raise UserError(f"{self.path} was not written by this program; move it away first.")
+
+
+def _contains(offsets: "array[int]", offset: int) -> bool:
+    found = bisect_left(offsets, offset)
+    return found < len(offsets) and offsets[found] == offset

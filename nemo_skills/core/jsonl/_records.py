@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple
 
 MAGIC = b'{"_async":"'
@@ -43,7 +44,9 @@ class Kind(IntEnum):
     """The row of an earlier record counts at this position too."""
     NOTE = 2
     """What the writer wants to know when it comes back."""
-    DOUBT = 3
+    GONE = 3
+    """What earlier records say about this position counts no longer; their rows may still be moved."""
+    DOUBT = 4
     """Something in the file is damaged: check all of it when opening."""
 
 
@@ -64,6 +67,10 @@ class Batch(NamedTuple):
     """Of the first one."""
     headers: bytes
     """Their headers, one after the other."""
+
+    def record(self, index: int) -> Found:
+        """Return one of them."""
+        return next(islice(self.records(), index, None))
 
     def records(self) -> Iterator[Found]:
         """Yield them one by one; whoever has millions looks at the headers himself."""
