@@ -91,7 +91,7 @@ def generate(
     With random seeds the files are named `output-rs<seed>.jsonl`. Calling it again finishes what is missing.
     """
     own = _consistent(own, ctx.args)
-    paths = [own.input_file, own.output_dir, *([server.model] if server.model else [])]
+    paths = [own.input_file, own.output_dir, *filter(None, (server.model, cluster.log_dir))]
     request = Request(
         cluster=resolve_cluster(cluster, paths),
         log_dir=cluster.log_dir or str(PurePosixPath(own.output_dir) / "generation-logs"),

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.pipeline.cli import generate, wrap_arguments
 from nemo_skills.pipeline.launch.plan import Job
 from tests.integration.generation import read_rows, write_rows
 from tests.integration.slurm_jobs import SSH, SlurmUser, bash, job
@@ -234,23 +233,3 @@ def test_what_a_killed_submission_left_is_replaced(user: SlurmUser) -> None:
     assert user.generate(num_chunks=40, config=user.config(sbatch_options={"hold": ""})) == 0
     assert len(user.queued()) == 41
     assert not set(left) & set(user.queued())
-
-
-def test_a_missing_mount_source(user: SlurmUser) -> None:
-    config = {
-        "container_runtime": "pyxis",
-        "containers": {"nemo-skills": "x"},
-        "mounts": ["/no/such:/data", f"{user.workspace}:/w"],
-    }
-    user.settings |= config
-    write_rows(user.workspace / "in.jsonl", 2)
-    with pytest.raises(UserError, match="mounted folders do not exist on this machine: /no/such"):
-        generate(
-            wrap_arguments("++prompt_config=generic/default"),
-            cluster=str(user.config()),
-            server_type="stub",
-            model="m",
-            input_file="/w/in.jsonl",
-            output_dir="/w/out",
-            check_mounted_paths=True,
-        )

@@ -151,3 +151,26 @@ def test_servers_that_are_several_processes(user: SlurmUser, options: dict[str, 
     logs = user.workspace / "out put/generation-logs"
     said = "".join(path.read_text() for path in logs.glob("generate-server*.log"))
     assert said.count("starts on port") == 2
+
+
+@pytest.mark.parametrize("user", [CONTAINER], indirect=True)
+def test_checked_mounts(user: SlurmUser, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unmounted paths are mounted and folders for outputs made, but nothing else that is missing."""
+    write_rows(user.folder / "elsewhere" / "in.jsonl", 2)
+    options = {
+        "input_file": user.folder / "elsewhere/in.jsonl",
+        "output_dir": user.folder / "new/out",
+        "log_dir": user.folder / "new logs",
+        "check_mounted_paths": "true",
+    }
+    wrong = user.config(mounts=[*user.settings["mounts"], "/no/such:/data"])
+    assert user.generate(config=wrong, **options) == 2
+    assert "mounted folders do not exist on this machine: /no/such" in capsys.readouterr().err
+    assert not (user.folder / "new").exists()
+    assert user.generate(config=user.config(), **options | {"input_file": user.folder / "none.jsonl"}) == 2
+    assert "do not exist on this machine: " + str(user.folder / "none.jsonl") in capsys.readouterr().err
+    assert user.queued() == []
+    assert user.generate(config=user.config(), **options) == 0
+    assert user.wait() == {"generate": "COMPLETED"}
+    assert len(read_rows(user.folder / "new/out/generation/output.jsonl")) == 2
+    assert (user.folder / "new logs/generate-main.log").exists()

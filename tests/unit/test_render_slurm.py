@@ -174,7 +174,7 @@ def test_submission() -> None:
     calls = Calls(
         root="/lustre/me/jobs",
         exp_dir=LAYOUT.exp_dir,
-        log_dir="/lustre/my work/logs",
+        folders=("/lustre/my work/logs", "/lustre/my work/out"),
         code_dir=LAYOUT.code_dir,
         submit=("submit 'my exp'",),
         secret_names=("MY_ODD_ONE",),

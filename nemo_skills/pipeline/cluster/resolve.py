@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline.cluster.config import ClusterConfig, load_cluster_config
@@ -26,7 +27,9 @@ def resolve_cluster(options: ClusterOptions, paths: Iterable[str] = ()) -> Clust
         LOG.info("no --cluster given: running on this machine")
     table = MountTable(config.mounts).with_extra(map(parse_mount, options.mount_paths))
     if options.check_mounted_paths and config.uses_containers:
-        missing = table.unmounted(path for path in paths if path.startswith("/"))
+        # what lies below /nemo_run is mounted by the executor itself
+        wanted = (p for p in paths if p.startswith("/") and not PurePosixPath(p).is_relative_to("/nemo_run"))
+        missing = table.unmounted(wanted)
         for path in missing:
             LOG.info("mounting %s, which no mount covers", path)
         table = table.with_extra(Mount(path, path) for path in missing)

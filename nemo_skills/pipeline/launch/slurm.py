@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
@@ -158,7 +159,7 @@ def _prepare(plan: Plan, code: CodePackage | str, text: str) -> _Ground:
     """Check what the cluster has said, and send the code where it is absent."""
     cluster, answer = plan.cluster, Answer.read(text)
     tunnel = open_tunnel(cluster)
-    if missing := answer.words("missing"):
+    if missing := _missing_mounts(plan, answer):
         raise UserError(f"mounted folders do not exist on {tunnel.where}: {', '.join(missing)}")
     stale = _refuse_conflicts(plan, answer)
     name = (answer.words("cluster") or [""])[0]
@@ -169,6 +170,17 @@ def _prepare(plan: Plan, code: CodePackage | str, text: str) -> _Ground:
             raise UserError(f"the packaged code {code} (--reuse_code_exp) is no longer on {tunnel.where}")
         _upload(tunnel, code, code_dir)
     return _Ground(code_dir=code_dir, slurm_cluster=name, before=before, stale=stale)
+
+
+def _missing_mounts(plan: Plan, answer: Answer) -> list[str]:
+    """Return mount sources that are not there, but for those of outputs that were mounted as they are."""
+    written = [plan.log_dir, *(path for job in plan.jobs for path in job.writes)]
+    made = {m.source for m in plan.cluster.mounts if m.source == m.target and _holds(m.source, written)}
+    return [source for source in answer.words("missing") if source not in made]
+
+
+def _holds(folder: str, paths: Iterable[str]) -> bool:
+    return any(PurePosixPath(path).is_relative_to(folder) for path in paths)
 
 
 def _refuse_conflicts(plan: Plan, answer: Answer) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
@@ -61,7 +62,7 @@ def queue(tunnel: ShellTunnel, order: Order) -> Mapping[str, str]:
     calls = Calls(
         root=order.root,
         exp_dir=layout.exp_dir,
-        log_dir=host_path(plan.cluster, plan.log_dir),
+        folders=_folders(plan),
         code_dir=layout.code_dir,
         submit=submit_calls(order),
         secret_names=tuple(name for name, _ in order.env.secrets),
@@ -107,6 +108,13 @@ def _settle(tunnel: ShellTunnel, order: Order, *, keep: bool) -> Mapping[str, st
         f" 'squeue --me --Format=JobID,WorkDir:200' shows those below {order.layout.exp_dir}."
         " Cancel them, or run the command again, which does so."
     )
+
+
+def _folders(plan: Plan) -> tuple[str, ...]:
+    folders = [plan.log_dir]
+    if plan.cluster.check_mounts:
+        folders += [str(PurePosixPath(path).parent) for job in plan.jobs for path in job.writes]
+    return tuple(dict.fromkeys(host_path(plan.cluster, folder) for folder in folders))
 
 
 def submit_calls(order: Order) -> tuple[str, ...]:

@@ -94,7 +94,8 @@ fail() {
 }
 ids=()
 umask 022
-mkdir -p -- "$log_dir" "$exp_dir" && chmod 700 -- "$exp_dir" && cd -- "$exp_dir" && tar -xpf - || fail
+while IFS= read -r folder; do mkdir -p -- "$folder" || fail; done <<< "$folders"
+mkdir -p -- "$exp_dir" && chmod 700 -- "$exp_dir" && cd -- "$exp_dir" && tar -xpf - || fail
 # its time says when it was used last
 touch -c -- "$code_dir" 2> /dev/null
 submit() {
@@ -214,7 +215,8 @@ class Calls:
 
     root: str
     exp_dir: str
-    log_dir: str
+    folders: tuple[str, ...]
+    """Folders for logs and outputs, which are made."""
     code_dir: str
     submit: tuple[str, ...]
     """Calls of the shell function `submit`; the ids of jobs queued before are in the array `ids`."""
@@ -241,7 +243,7 @@ def submit_script(calls: Calls) -> str:
     values = assignments(
         root=calls.root,
         exp_dir=calls.exp_dir,
-        log_dir=calls.log_dir,
+        folders="\n".join(calls.folders),
         code_dir=calls.code_dir,
         replaces=" ".join(calls.replaces),
         release="1" if calls.release else "",

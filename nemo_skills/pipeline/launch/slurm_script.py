@@ -109,7 +109,7 @@ def _flags(options: Mapping[str, str | None]) -> list[str]:
 def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
     cluster, options = plan.cluster, plan.options
     given = _given(plan)
-    limit = given.get("time") or cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout)
+    limit = cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout)
     log = _plain(f"{host_path(cluster, plan.log_dir)}/{job.name}-sbatch.log")
     return {
         "job-name": _job_name(plan, job),
@@ -161,6 +161,9 @@ def _node_options(plan: Plan, group: tuple[Component, ...]) -> dict[str, str | N
 
 def _given(plan: Plan) -> dict[str, str]:
     """Return the user's own sbatch options, which come last and win."""
+    if "time" in plan.cluster.sbatch_options:
+        # YAML reads an unquoted 04:00:00 as a number, which to Slurm is minutes
+        raise UserError("sbatch_options.time: say it with default_timeout or timeouts")
     return {name.lstrip("-").replace("_", "-"): value for name, value in plan.cluster.sbatch_options.items()}
 
 
