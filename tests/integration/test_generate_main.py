@@ -380,15 +380,15 @@ class TestResume:
         assert rows[5]["question"].startswith("How much")
 
     def test_two_clients_on_one_output(self, tmp_path: Path) -> None:
-        source = write_rows(tmp_path / "in.jsonl", 60)
+        source = write_rows(tmp_path / "in.jsonl", 400)  # ten seconds: the second client starts in them
         with running_stub(latency=0.1) as stub:
             argv = main_argv(stub.url, source, tmp_path / "o.jsonl", max_concurrent_requests=4)
             first = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
             wait_for(lambda: stub.requests > 4)
             second = subprocess.run(argv, capture_output=True, text=True)
             assert (second.returncode, "Another process" in second.stderr) == (2, True), second.stderr
-            assert first.wait(timeout=30) == 0
-        assert [row["id"] for row in read_rows(tmp_path / "o.jsonl")] == list(range(60))
+            assert first.wait(timeout=60) == 0
+        assert [row["id"] for row in read_rows(tmp_path / "o.jsonl")] == list(range(400))
 
     def test_a_full_disk_loses_nothing(self, stub: Stub, tmp_path: Path) -> None:
         source, folder = write_rows(tmp_path / "in.jsonl", 2000), tmp_path / "small"
