@@ -1,6 +1,6 @@
 """The constant part of every batch script: starts the components of a job, and ends them together.
 
-It runs in the job's allocation under bash 4.4 or newer. The lines that `slurm_script` puts before it set:
+It runs in the job's allocation under bash 4.2 or newer. The lines that `slurm_script` puts before it set:
 job_dir, exp_dir, seen_job_dir (how components see the job's folder), main (index of the main), names,
 replicas (indices of components of which one suffices),
 previous (the job that this one continues, or nothing), next (the job that continues this one, or nothing)
@@ -133,7 +133,9 @@ export NS_RUN_DIR=$seen_job_dir/$run
 EPILOGUE = r"""
 # The first exit ends the job, and the main's exit code is the job's
 lost=()
-until first_gone; do wait -n "${living[@]}"; done
+until first_gone; do
+  if ((BASH_VERSINFO[0] > 4 || BASH_VERSINFO[1] > 2)); then wait -n "${living[@]}"; else sleep 0.5; fi
+done
 stopped=''
 if [[ $first != "$main" && -z $state ]]; then
   exit_code "$first"
