@@ -165,7 +165,7 @@ class Opening:
         journal = self.journal
         if journal.empty:
             return
-        _log.info("Going on from %d rows in %s.", journal.repair.records, journal.path)
+        _log.info("Going on from %d rows in %s.", journal.repair.rows, journal.path)
         if journal.repair.damaged_lines:
             shown = ", ".join(map(str, journal.repair.damaged_lines[:10]))
             _log.warning("%s: damaged lines (%s); their rows are done again.", journal.path, shown)

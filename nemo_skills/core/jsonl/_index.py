@@ -47,6 +47,11 @@ class RowIndex:
         """How many rows of the input are finished, as far as it was compared."""
 
     @property
+    def found(self) -> int:
+        """How many positions have a record that was not compared with the input yet."""
+        return sum(page.state.count(_FOUND) for page in self._pages.values())
+
+    @property
     def first(self) -> int:
         """A position before which no row is finished."""
         return min((n for n, page in self._pages.items() if _DONE in page.state), default=0) << _BITS

@@ -47,6 +47,8 @@ class Repair:
 
     records: int
     """Records that were read, repeated ones included."""
+    rows: int
+    """Positions of the input that have one."""
     torn_bytes: int
     """Bytes of an unfinished record that were cut off the end."""
     damaged_lines: tuple[int, ...]
@@ -71,7 +73,7 @@ class Journal:
         self.path = path
         self.note: bytes | None = None
         """The text that `annotate` wrote last."""
-        self.repair = Repair(records=0, torn_bytes=0, damaged_lines=())
+        self.repair = Repair(records=0, rows=0, torn_bytes=0, damaged_lines=())
         self._descriptor = descriptor
         self._end = 0
         self._pending = bytearray()
@@ -334,6 +336,7 @@ class Journal:
         self._damage = frozenset(damage.start for damage in scan.damaged)
         self.repair = Repair(
             records=self._index.rows,
+            rows=self._index.found,
             torn_bytes=size - scan.end,
             damaged_lines=tuple(damage.line for damage in scan.damaged),
         )
