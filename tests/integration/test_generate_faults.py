@@ -345,7 +345,7 @@ def running_vllm(model: str, port: int, folder: Path) -> Iterator[subprocess.Pop
                 return False
 
         try:
-            wait_for(ready, 200)
+            wait_for(ready, 400)
             yield server
         finally:
             if server.poll() is None:
@@ -367,7 +367,7 @@ def test_a_real_vllm_is_killed_in_the_middle_and_started_again(weird_tmp_path: P
     progress = weird_tmp_path / "o.progress.json"
     with running_vllm(model, port, weird_tmp_path) as server:
         self_check_context(url, weird_tmp_path)
-        argv = main_argv(url, source, output, **settings, server__outage_timeout_s=240)
+        argv = main_argv(url, source, output, **settings, server__outage_timeout_s=500)
         main = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
 
         def in_the_middle() -> bool:
@@ -379,7 +379,7 @@ def test_a_real_vllm_is_killed_in_the_middle_and_started_again(weird_tmp_path: P
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     with running_vllm(model, port, weird_tmp_path):
-        _, errors = main.communicate(timeout=200)
+        _, errors = main.communicate(timeout=500)
     assert main.returncode == 0, errors
     rows = read_rows(output)
     assert [row["id"] for row in rows] == list(range(1000))

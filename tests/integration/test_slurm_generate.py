@@ -49,7 +49,7 @@ def with_a_real_server(user: SlurmUser, server_type: str, **options: str) -> Non
     write_rows(user.workspace / "in.jsonl", 3)
     options = {"server_type": server_type, "model": user.path("mo del")} | options
     assert user.generate("++inference.tokens_to_generate=8", **options) == 0
-    assert user.wait(timeout_s=180) == {"generate": "COMPLETED"}
+    assert user.wait(timeout_s=420) == {"generate": "COMPLETED"}
     rows = read_rows(user.workspace / "out put/generation/output.jsonl")
     assert [row["id"] for row in rows] == [0, 1, 2]
     assert all(0 < row["num_generated_tokens"] <= 8 for row in rows)
