@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nemo_skills.core.errors import UserError
 from tests.integration.generation import untimed, write_rows
-from tests.integration.slurm_jobs import SlurmUser, job
+from tests.integration.slurm_jobs import BARE, SlurmUser, job
 from tests.services.process import wait_until
+from tests.services.slurm import SlurmCluster
 
 pytestmark = pytest.mark.service("slurm")
 
@@ -196,3 +198,43 @@ def test_what_is_queued_is_not_queued_twice(user: SlurmUser, capsys: pytest.Capt
     assert "other jobs in the queue write the same files" in said
     assert all(job_id in said for job_id in queued)
     assert user.queued() == queued
+
+
+def test_without_accounting(
+    slurm_cluster_noacct: SlurmCluster, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue and the files that jobs leave say enough."""
+    monkeypatch.setenv("SLURM_CONF", slurm_cluster_noacct.env["SLURM_CONF"])
+    user = SlurmUser(slurm_cluster_noacct, weird_tmp_path)
+    user.use(BARE)
+    monkeypatch.chdir(user.repository)
+    user.submit(job("good", "true"), expname="good")
+    user.submit(job("bad", "exit 3"), expname="bad")
+    assert user.wait("good") | user.wait("bad") == {"good": "COMPLETED", "bad": "FAILED"}
+    user.submit(job("one", "true"), expname="one", run_after=("good",))
+    assert user.wait("one") == {"one": "COMPLETED"}
+    with pytest.raises(UserError, match="'bad' has not succeeded, it is FAILED"):
+        user.submit(job("two", "true"), expname="two", run_after=("good", "bad"))
+
+
+def test_jobs_that_slurm_has_forgotten(user: SlurmUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, code in (("good", 0), ("bad", 3)):
+        user.submit(job(name, f"exit {code}"), expname=name)
+    user.wait("good"), user.wait("bad")
+    for name in ("good", "bad"):  # as if the numbers had never been used here
+        (path,) = (Path(os.environ["NEMORUN_HOME"]) / "ns_records" / name).glob("*.json")
+        path.write_text(path.read_text().replace(f'"{user.ids(name)[name]}"', f'"9{user.ids(name)[name]}"'))
+    user.submit(job("one", "true"), expname="one", run_after=("good",))
+    with pytest.raises(UserError, match="'bad' has not succeeded, it is FAILED"):
+        user.submit(job("two", "true"), expname="two", run_after=("bad",))
+    (user.exp_dir("good") / "good/state").unlink()
+    with pytest.raises(UserError, match="nobody knows any more how it ended"):
+        user.submit(job("three", "true"), expname="three", run_after=("good",))
+
+
+def test_an_experiment_of_another_cluster(user: SlurmUser) -> None:
+    user.submit(job("one", "true"), expname="one")
+    (path,) = (Path(os.environ["NEMORUN_HOME"]) / "ns_records/one").glob("*.json")
+    path.write_text(path.read_text().replace('"nstest"', '"other"'))
+    with pytest.raises(UserError, match="'one' was submitted to the cluster other, this one goes to nstest"):
+        user.submit(job("two", "true"), expname="two", run_after=("one",))
