@@ -21,7 +21,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.services.process import wait_until  # noqa: E402
+from tests.services import slurm, sshd  # noqa: E402
+from tests.services.process import missing_programs, wait_until  # noqa: E402
 from tests.services.slurm import SlurmCluster  # noqa: E402
 from tests.services.sshd import SshServer  # noqa: E402
 
@@ -120,6 +121,11 @@ def measure(repeats: int) -> dict[str, list[float]]:
 def main() -> int:
     """Measure, print, and fail when a bound is broken."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    missing = missing_programs((*slurm.PROGRAMS, *sshd.PROGRAMS))
+    if missing or os.geteuid():
+        why = f"{', '.join(missing)} not installed" if missing else "this needs root"
+        print(json.dumps({"benchmark": "submit", "skipped": f"{why}, see tests/services/install.sh"}))
+        return 0
     times = measure(repeats)
     median = {way: statistics.median(values) for way, values in times.items()}
     for way, value in median.items():
