@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,11 @@ def status(expname: str = "run_cmd") -> list[JobStatus]:
 def state(expname: str = "run_cmd") -> str:
     (one,) = status(expname)
     return one.state.state
+
+
+def next_second() -> None:
+    """Wait until what is there is older than the whole second that ages are counted from."""
+    time.sleep(1.1)
 
 
 def logged(place: Place, capfdbinary: pytest.CaptureFixture[bytes], *words: str) -> str:
@@ -209,7 +215,7 @@ def test_clean_removes_what_has_ended(place: Place) -> None:
     wait_until("it runs", lambda: state("runs") == "RUNNING")
     (ended,), (runs,) = history("run_cmd"), history("runs")
     jobs = place.folder / "jobs"
-    os.utime(jobs / "logs" / "run_cmd", (0, 0))  # logs of this very second are not older than it
+    next_second()
     kinds = {one.path: one.kind for one in cli.clean(cluster=place.config, older_than="0m", yes=True)}
     assert kinds[ended.exp_dir or ""] == "experiment"
     assert kinds[runs.exp_dir or ""] == "busy"
@@ -218,6 +224,12 @@ def test_clean_removes_what_has_ended(place: Place) -> None:
     assert Path(runs.code_dir or "").is_dir(), "the job that runs needs it"
     assert place.ns("status", "run_cmd") == 2
     cli.cancel(expnames="runs")
+    next_second()
+
+    def busy() -> bool:
+        return any(one.kind == "busy" for one in cli.clean(cluster=place.config, older_than="0m"))
+
+    wait_until("it has left the queue", lambda: not busy())
     cli.clean(cluster=place.config, older_than="0m", yes=True)
     left = [path.relative_to(jobs) for path in jobs.rglob("*") if path.is_file()]
     assert [path for path in left if path.parent != Path("logs/runs")] == []

@@ -72,7 +72,7 @@ def test_replicas_on_slurm_have_their_own_gpus_and_may_die(slurm_user: SlurmUser
     write_rows(slurm_user.workspace / "in.jsonl", 200)
     words = ["--server_replicas=2", "--server_gpus=3", "--not_exclusive", *SLOW]
     assert slurm_user.generate(*words) == 0
-    first, second = (published(slurm_user.exp_dir(), index) for index in (0, 1))
+    first, second = (published(slurm_user.exp_dir("generate"), index) for index in (0, 1))
     shares = [
         psutil.Process(one["pid"]).environ()["CUDA_VISIBLE_DEVICES"].split(",") for one in (first, second)
     ]
@@ -100,8 +100,12 @@ def test_a_server_on_two_nodes(slurm_user: SlurmUser, place: str, request: pytes
     log = (slurm_user.workspace / "out put/generation-logs/generate-server.log").read_text()
     assert "stub (process 0 of 2) starts" in log
     assert "stub (process 1 of 2) starts" in log
-    [head] = slurm_user.exp_dir().rglob("head-0.json")
-    assert json.loads(head.read_text())["host"] == published(slurm_user.exp_dir())["host"] != "127.0.0.1"
+    [head] = slurm_user.exp_dir("generate").rglob("head-0.json")
+    assert (
+        json.loads(head.read_text())["host"]
+        == published(slurm_user.exp_dir("generate"))["host"]
+        != "127.0.0.1"
+    )
 
 
 @pytest.mark.service("slurm")
@@ -111,7 +115,7 @@ def test_a_server_on_two_nodes_ends_whole(slurm_user: SlurmUser, rank: int) -> N
     write_rows(slurm_user.workspace / "in.jsonl", 500)
     model = f"model-of-{slurm_user.folder}".replace("/", "-")
     assert slurm_user.generate(f"--model={model}", "--server_nodes=2", *SLOW) == 0
-    head = published(slurm_user.exp_dir())
+    head = published(slurm_user.exp_dir("generate"))
     journal_grows(slurm_user.workspace / "out put/generation/output.jsonl", 10)
     stubs = {
         pid
