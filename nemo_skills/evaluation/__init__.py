@@ -1,0 +1,1 @@
+"""Grading of answers, metrics over them, and pages to read them."""

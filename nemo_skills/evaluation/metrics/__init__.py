@@ -1,0 +1,1 @@
+"""Metrics over graded rows; plain functions of numbers."""
