@@ -25,7 +25,7 @@ class Score:
     high: float | None = None
     """Upper end of that interval."""
     runs_std_dev: float | None = None
-    """Standard deviation of this figure across runs (seeds); null for a single run or a figure of all runs."""
+    """Standard deviation of this figure across runs (seeds); null where there is only one."""
     runs_std_error: float | None = None
     """Standard error of the mean over the runs that comes from it."""
 
@@ -55,7 +55,7 @@ class Counts:
 
 
 Scores = Mapping[str, Mapping[str, Score]]
-"""Mode (`pass@1[avg-of-4]`, `pass@4`, `majority@4`; `pass@1` for one run) → measure (`symbolic_correct`, …)."""
+"""Mode (`pass@1[avg-of-4]`, `pass@4`, `majority@4`; `pass@1` for one run) → measure (`symbolic_correct`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class BenchmarkReport:
 
     @property
     def score(self) -> Score | None:
-        """The most important figure: the first mode's main measure; None where nothing could be scored."""
+        """The most important figure: the main measure in the first mode; None where nothing could be scored."""
         return next(
             (scores[self.measure] for scores in self.metrics.values() if self.measure in scores), None
         )
