@@ -81,8 +81,14 @@ class Draft:
             _merge(tree, {head: value})
             return
         inner = tree.get(head)
-        if isinstance(inner, list) and len(rest) == 1 and rest[0].isdigit() and int(rest[0]) < len(inner):
-            inner[int(rest[0])] = value
+        if isinstance(inner, list):
+            number = _item_number(inner, rest[0])
+            if number is None:
+                self.lines.append(f"{head}.{rest[0]}: no such item{_items_hint(inner, rest[0])}")
+                return
+            item = {rest[0]: inner[number]}
+            self._set(item, rest, value)
+            inner[number] = item[rest[0]]
             return
         if not isinstance(inner, dict):
             inner = tree[head] = {}
@@ -191,6 +197,20 @@ def _key_lines(node: Any, above: KeyPath) -> Iterator[tuple[KeyPath, int]]:
         path = (*above, str(key.value))
         yield path, key.start_mark.line + 1
         yield from _key_lines(value, path)
+
+
+def _item_number(items: list[Any], key: str) -> int | None:
+    """Return which item of a list a key means: its number, or what the item has under `name`."""
+    if key.isdigit():
+        return int(key) if int(key) < len(items) else None
+    named = (i for i, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key)
+    return next(named, None)
+
+
+def _items_hint(items: list[Any], key: str) -> str:
+    names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
+    listed = f" It has: {', '.join(names)}." if names else ""
+    return f" (a list of {len(items)}).{did_you_mean(key, names)}{listed}"
 
 
 def _merge(into: dict[Any, Any], new: Mapping[Any, Any]) -> None:

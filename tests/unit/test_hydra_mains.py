@@ -462,3 +462,19 @@ def test_main_takes_arguments_from_python(capsys: pytest.CaptureFixture[str]) ->
 def test_opt_keeps_help_and_choices() -> None:
     field = opt(3, "a line", choices=(3, 4))
     assert dict(field.metadata) == {"help": "a line", "choices": (3, 4)}
+
+
+def test_items_of_a_list_are_reached_by_number_and_by_name(tmp_path: Path) -> None:
+    (tmp_path / "steps.yaml").write_text(
+        "input_file: x\nanything:\n- {name: first, size: 1}\n- {name: second, size: [1, 2]}\n"
+    )
+    file = (f"--config-path={tmp_path}", "--config-name=steps")
+    done = compose(
+        DemoConfig, [*file, "++anything.0.size=5", "++anything.second.size.1=9", "++anything.first.new=a"]
+    )
+    assert done.anything == [
+        {"name": "first", "size": 5, "new": "a"},
+        {"name": "second", "size": [1, 9]},
+    ]
+    with pytest.raises(UserError, match=r"anything.secnd: no such item.*Did you mean 'second'"):
+        compose(DemoConfig, [*file, "++anything.secnd.size=5"])
