@@ -1,21 +1,30 @@
 """`ns generate`: a model answers every row of a JSONL file."""
 
-import glob
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline import main_args, offline
+from nemo_skills.pipeline.answering import (
+    MAIN,
+    ROLE,
+    SCHEMA,
+    Progress,
+    answering_job,
+    argument_key,
+    encoded,
+    find_progress,
+    refuse_owned,
+    seed_values,
+)
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
-from nemo_skills.pipeline.launch.layout import host_path
-from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain, shell
+from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
 from nemo_skills.pipeline.launch.records import Record
-from nemo_skills.pipeline.launch.submit import approach, launch, survey
-from nemo_skills.pipeline.launch.survey import Queued, Survey
+from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import (
     ClusterOptions,
     GenerateOptions,
@@ -23,17 +32,13 @@ from nemo_skills.pipeline.options import (
     JobOptions,
     ServerOptions,
 )
-from nemo_skills.pipeline.servers.component import client_values, server_components
+from nemo_skills.pipeline.servers.component import client_values
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 LOG = get_logger(__name__)
 
-MAIN = "nemo_skills.inference.generate"
-SCHEMA = "nemo_skills.inference.generate:GenerateConfig"
 MERGE = "nemo_skills.inference.merge_chunks"
 MERGE_SUFFIX = "-merge"
-ROLE = "nemo-skills"
-SAMPLING_TEMPERATURE = 0.7
 _START_OVER = re.compile(r"=\s*(false|no|off)\s*$", re.IGNORECASE)
 
 
@@ -64,17 +69,6 @@ class Part:
         """What tells its job from the others of the plan."""
         seed = "" if self.seed is None else f"-rs{self.seed}"
         return seed + ("" if self.chunk is None else f"-chunk{self.chunk}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far earlier calls have come, by the paths of files."""
-
-    done: frozenset[str] = frozenset()
-    """Those that are complete."""
-    queued: Mapping[str, Queued] = field(default_factory=dict)
-    """Those that a job in the queue writes."""
-    found: Survey | None = None
 
 
 @wrapper(main=MAIN, schema=SCHEMA)
@@ -220,16 +214,7 @@ def _job(request: Request, name: str, commands: Sequence[Argv]) -> Job:
     if request.own.offline:
         main = offline.offline_component(request.server, request.hooks, request.cluster, commands)
         return Job(name=name, components=(main,))
-    servers = server_components(request.server, one_machine=request.cluster.executor != "slurm")
-    main = Component(
-        name="main",
-        role=ROLE,
-        before=tuple(shell(request.hooks.preprocess_cmd)),
-        commands=tuple(commands),
-        after=tuple(shell(request.hooks.postprocess_cmd)),
-        independent=True,
-    )
-    return Job(name=name, components=(*servers, main))
+    return answering_job(name, commands, server=request.server, hooks=request.hooks, cluster=request.cluster)
 
 
 def _command(request: Request, part: Part) -> Argv:
@@ -244,7 +229,7 @@ def _merge(own: GenerateOptions, output: Part) -> Argv | None:
     """Return the command that puts chunks together; a call for some chunks leaves that to one for all."""
     if own.num_chunks is None or own.chunk_ids:
         return None
-    values = _encoded({"output_file": output.path, "num_chunks": own.num_chunks})
+    values = encoded({"output_file": output.path, "num_chunks": own.num_chunks})
     return (PYTHON, "-m", MERGE, *values)
 
 
@@ -258,15 +243,7 @@ def _main_values(request: Request, part: Part) -> list[str]:
         values |= offline.offline_values(request.server, request.cluster)
     else:
         values |= client_values(request.server)
-    if part.seed is not None:
-        values["inference.random_seed"] = part.seed
-        # greedy decoding would give the same answers for every seed; a temperature of the user's comes later
-        values["inference.temperature"] = SAMPLING_TEMPERATURE
-    return _encoded(values)
-
-
-def _encoded(values: Mapping[str, object]) -> list[str]:
-    return [main_args.encode_override(key, value) for key, value in values.items()]
+    return encoded(values | seed_values(part.seed))
 
 
 def _folder(own: GenerateOptions) -> str:
@@ -275,32 +252,13 @@ def _folder(own: GenerateOptions) -> str:
 
 def _progress(request: Request) -> Progress:
     own = request.own
-    paths = list(dict.fromkeys(p.path for output in outputs(own) for p in (output, *chunks(own, output))))
-    marks = [f"{path}.done" for path in paths]
-    found = survey(request.cluster, [*paths, *marks], paths, request.job.run_after)
-    complete = (path for path in paths if {path, f"{path}.done"} <= found.exists)
-    done = frozenset(path for path in complete if not _is_outdated(request, f"{path}.done"))
-    return Progress(done=done, queued=found.queued, found=found)
-
-
-def _is_outdated(request: Request, mark: str) -> bool:
-    """Whether an input on this machine is newer than a mark; the main finds out which rows have changed."""
-    cluster = request.cluster
-    if cluster.executor == "slurm":
-        return False
-    names = [request.own.input_file, *request.own.input_file.split(",")]
-    try:
-        patterns = [str(Path(host_path(cluster, name.strip())).expanduser()) for name in names]
-    except UserError:  # jobs will say that they cannot see it
-        return False
-    found = {match for pattern in patterns for match in (pattern, *glob.iglob(pattern))}  # noqa: PTH207
-    written = Path(host_path(cluster, mark)).stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > written for path in map(Path, found) if path.exists())
+    inputs = {p.path: own.input_file for output in outputs(own) for p in (output, *chunks(own, output))}
+    return find_progress(request.cluster, inputs, request.job.run_after)
 
 
 def _consistent(own: GenerateOptions, args: Sequence[str]) -> GenerateOptions:
     """Take `++skip_filled=false` for what it means to the wrapper too: do it again."""
-    starts_over = any(_key(arg) == "skip_filled" and _START_OVER.search(arg) for arg in args)
+    starts_over = any(argument_key(arg) == "skip_filled" and _START_OVER.search(arg) for arg in args)
     return replace(own, rerun_done=True) if starts_over else own
 
 
@@ -310,14 +268,8 @@ def _checked_args(own: GenerateOptions, args: tuple[str, ...]) -> tuple[str, ...
     owned |= {"num_chunks": "--num_chunks", "chunk_id": "--chunk_ids"}
     if outputs(own)[0].seed is not None:
         owned["inference.random_seed"] = "--random_seeds or --starting_seed"
-    for arg in args:
-        if (key := _key(arg)) in owned:
-            raise UserError(f"{arg}: this argument is given by the wrapper; use {owned[key]} instead")
+    refuse_owned(args, owned)
     return (*args, "++skip_filled=false") if own.rerun_done else args
-
-
-def _key(arg: str) -> str:
-    return arg.lstrip("+~").partition("=")[0]
 
 
 def _check_input(path: str) -> None:

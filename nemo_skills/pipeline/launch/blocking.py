@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_skills.core.errors import JobFailedError
+from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline.launch.plan import Plan
 from nemo_skills.pipeline.launch.records import (
     CANCELLED,
@@ -24,6 +25,10 @@ from nemo_skills.pipeline.launch.records import (
     require_success,
 )
 from nemo_skills.pipeline.launch.supervise import Process, run_job, terminal_env
+
+LOG = get_logger(__name__)
+_FAILURE_FILE = "failure.json"
+"""In the folder of an experiment: what its first job that failed did so with, while others still run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,10 @@ class LocalJob:
     """A fresh folder of this run of the job; marks its processes as such."""
     clean_up: tuple[str, ...] = ()
     """Command that ends what a killed process may leave behind."""
+    despite_failure: bool = False
+    """Whether it runs although one before it has failed."""
+    before_others: bool = False
+    """Whether such a job comes after it, so that its own failure does not end the experiment yet."""
 
 
 def new_record(plan: Plan) -> Record:
@@ -79,7 +88,7 @@ def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
     """Run all jobs and keep the record up to date.
 
     Raises:
-        JobFailedError: a job failed; the ones after it were not started.
+        JobFailedError: a job failed; of the ones after it only those were started that run all the same.
     """
     import nemo_run
 
@@ -95,13 +104,14 @@ def run_experiment(record: Record, jobs: Sequence[LocalJob]) -> Record:
         )
     record = dataclasses.replace(record, exp_dir=str(_job_folder(jobs[0].run_dir).parent))
     with experiment:
-        for job in jobs:
+        for job in _with_order(jobs):
             task = nemo_run.Partial(run_local_job, spec=json.dumps(dataclasses.asdict(job)))
             experiment.add(task, name=job.name)
         record.save()
         state = FAILED
         try:
             experiment.run(direct=True)
+            _raise_failure(Path(record.exp_dir or ""))
             state = SUCCEEDED
         except (KeyboardInterrupt, SystemExit):
             state = CANCELLED
@@ -116,6 +126,9 @@ def run_local_job(spec: str) -> None:
     """Run one job, given as the JSON of a `LocalJob`; what NeMo-Run calls."""
     job = json.loads(spec)
     folder = Path(job["run_dir"])
+    failure = folder.parents[1] / _FAILURE_FILE
+    if failure.exists() and not job["despite_failure"]:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for process in job["processes"]:
@@ -132,8 +145,31 @@ def run_local_job(spec: str) -> None:
             )
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}
-    with _state_kept(_job_folder(job["run_dir"])):
-        run_job(job["name"], processes, env, clean_up=job["clean_up"])
+    try:
+        with _state_kept(_job_folder(job["run_dir"])):
+            run_job(job["name"], processes, env, clean_up=job["clean_up"])
+    except JobFailedError as error:
+        if not job["before_others"]:
+            _raise_failure(failure.parent)  # the first one tells more
+            raise
+        LOG.error("%s", error)
+        if not failure.exists():
+            failure.write_text(json.dumps([str(error), error.exit_code]), encoding="utf-8")
+
+
+def _with_order(jobs: Sequence[LocalJob]) -> list[LocalJob]:
+    return [
+        dataclasses.replace(job, before_others=any(later.despite_failure for later in jobs[place:]))
+        for place, job in enumerate(jobs, start=1)
+    ]
+
+
+def _raise_failure(folder: Path) -> None:
+    """Raise what an earlier job of the experiment in this folder failed with, if one did."""
+    path = folder / _FAILURE_FILE
+    if path.exists():
+        message, code = json.loads(path.read_text(encoding="utf-8"))
+        raise JobFailedError(message, exit_code=code)
 
 
 def _job_folder(run_dir: str) -> Path:

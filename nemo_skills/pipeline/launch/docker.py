@@ -150,6 +150,7 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
     names = [_container_name(layout, job, c) for c in job.components]
     return LocalJob(
         name=job.name,
+        despite_failure=job.despite_failure,
         processes=tuple(
             LocalProcess(
                 name=c.name,

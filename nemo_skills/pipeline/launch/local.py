@@ -65,7 +65,12 @@ def _local_job(plan: Plan, job: Job, record: Record) -> LocalJob:
         )
         for c in job.components
     )
-    return LocalJob(name=job.name, processes=processes, run_dir=str(record.folder / job.name / "run"))
+    return LocalJob(
+        name=job.name,
+        processes=processes,
+        run_dir=str(record.folder / job.name / "run"),
+        despite_failure=job.despite_failure,
+    )
 
 
 def _script(plan: Plan, component: Component) -> str:

@@ -69,6 +69,8 @@ class Job:
     components: tuple[Component, ...]
     after: tuple[str, ...] = ()
     """Names of jobs of the same plan that must succeed first."""
+    despite_failure: bool = False
+    """Whether it runs once those have ended, however they ended; the plan fails in the end all the same."""
     continues: str | None = None
     """Name of the job of the same plan that this one continues if that ran out of time."""
     after_ids: tuple[str, ...] = ()

@@ -130,7 +130,8 @@ def _call(order: Order, job: Job) -> str:
         needs = [f"afterany:${{ids[{index[job.continues]}]}}"]
     else:
         within = [*job.after_ids, *(f"${{ids[{index[name]}]}}" for name in job.after)]
-        needs = [f"afterok:{':'.join(within)}"] if within else []
+        kind = "afterany" if job.despite_failure else "afterok"
+        needs = [f"{kind}:{':'.join(within)}"] if within else []
         if order.before:
             needs.append(f"{plan.cluster.dependency_type}:{':'.join(order.before)}")
     dependency = f' "--dependency={",".join(needs)}"' if needs else ""

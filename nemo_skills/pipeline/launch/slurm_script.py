@@ -83,7 +83,8 @@ def _doomed(jobs: Mapping[str, Job], job: Job) -> list[str]:
     """Return the jobs that can never run once this one has failed, the parts that continue it included."""
     doomed = [job.name]
     for name, other in jobs.items():
-        if other.continues in doomed or set(other.after) & set(doomed):
+        waits = set() if other.despite_failure else set(other.after)
+        if other.continues in doomed or waits & set(doomed):
             doomed.append(name)
     return doomed[1:]
 
