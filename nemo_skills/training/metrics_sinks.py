@@ -1,9 +1,10 @@
 """Figures of a training run on boards that need a package of their own."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import write_file
@@ -49,8 +50,8 @@ class WandbSink:
             raise UserError(f"W&B's package wandb is missing; {_INSTALL}, or train without W&B") from None
         id_file = folder / _ID_FILE
         if not id_file.exists():
-            write_file(id_file, wandb.util.generate_id().encode())
-        mode = os.environ.get("WANDB_MODE")
+            write_file(id_file, secrets.token_hex(4).encode())
+        mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not os.environ.get("WANDB_API_KEY"):
             LOG.warning("WANDB_API_KEY is not set: the run stays in %s; send it with wandb sync", folder)
             mode = "offline"

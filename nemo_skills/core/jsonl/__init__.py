@@ -5,6 +5,7 @@ from nemo_skills.core.jsonl._index import Match
 from nemo_skills.core.jsonl._inputs import FileStamp, InputFiles
 from nemo_skills.core.jsonl._journal import Journal, Repair, Written
 from nemo_skills.core.jsonl._keys import KeyTable, row_check, row_checks, row_key
+from nemo_skills.core.jsonl._lock import open_locked
 from nemo_skills.core.jsonl._reader import (
     BadRowError,
     Block,
@@ -37,6 +38,7 @@ __all__ = [
     "disk_errors",
     "iter_blocks",
     "iter_lines",
+    "open_locked",
     "parse_row",
     "row_check",
     "row_checks",

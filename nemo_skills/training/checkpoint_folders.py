@@ -1,0 +1,63 @@
+"""The checkpoints that a training run has left, as folders of Hugging Face models."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.log import get_logger
+
+LOG = get_logger(__name__)
+
+COMPLETE_FILE = "complete.json"
+"""Written last into a checkpoint of our own training."""
+MODEL_FOLDER = "hf"
+"""Where such a checkpoint has the model, beside the state that training goes on from."""
+_STEP = re.compile(r"(?:step|checkpoint|global_step|iter)[=_-]?0*(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved model of a run."""
+
+    step: int
+    model: Path
+    """Folder of the model."""
+
+
+def find_checkpoints(folder: Path, steps: list[int] | None = None) -> list[Checkpoint]:
+    """Return the complete checkpoints of a folder by step, or those of the given steps.
+
+    Known names are `step=100`, as our training writes, and `checkpoint-100`.
+
+    Raises:
+        UserError: there are none, or one of `steps` is missing or half-written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    named = {int(m[1]): p for p in sorted(folder.iterdir()) if (m := _STEP.fullmatch(p.name)) and p.is_dir()}
+    found = {step: model for step, path in named.items() if (model := _model_folder(path))}
+    half = sorted(named.keys() - found.keys())
+    have = ", ".join(map(str, sorted(found))) or "none"
+    if steps is None:
+        for step in half:
+            LOG.warning("%s is not complete and is left out", named[step])
+        if not found:
+            raise UserError(f"{folder} holds no complete checkpoint, as step=100 or checkpoint-100")
+        return [Checkpoint(step, found[step]) for step in sorted(found)]
+    problems = [
+        f"the checkpoint of step {step} is {'only half-written' if step in half else 'not there'}"
+        for step in steps
+        if step not in found
+    ]
+    if problems:
+        raise UserError(f"{folder}: {'; '.join(problems)}. Complete steps: {have}")
+    return [Checkpoint(step, found[step]) for step in sorted(set(steps))]
+
+
+def _model_folder(path: Path) -> Path | None:
+    """Return the folder of a checkpoint's model; None when it was not written to its end."""
+    if (path / COMPLETE_FILE).is_file():
+        return path / MODEL_FOLDER if (path / MODEL_FOLDER).is_dir() else path
+    # other trainers put the model there itself, and say nowhere that it is complete
+    return path if any(path.glob("*.safetensors")) else None

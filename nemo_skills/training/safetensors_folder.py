@@ -1,0 +1,216 @@
+"""Hugging Face model folders as streams of bytes: read piece by piece, written shard by shard."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import write_file
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ITEM_SIZES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Names of types, as the format has them, to bytes for each number."""
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".distcp", ".h5", ".msgpack")
+
+
+@dataclass(frozen=True)
+class TensorKind:
+    """What tensors of one name have in common."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        size = ITEM_SIZES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: Path
+    start: int
+
+
+class SafetensorsFolder:
+    """The tensors of a model folder, in the order in which they lie on the disk; nothing is kept in memory.
+
+    Raises:
+        UserError: the folder has no weights in this format, or a file is cut off or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kinds: dict[str, TensorKind] = {}
+        self._places: dict[str, _Place] = {}
+        self._open: tuple[Path, BinaryIO] | None = None
+        for file in self._weight_files():
+            self._read_header(file)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(kind.nbytes for kind in self.kinds.values())
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold tensors."""
+        return list(dict.fromkeys(place.file for place in self._places.values()))
+
+    @property
+    def other_files(self) -> list[Path]:
+        """Config, tokenizer and the like: all files beside the weights."""
+        weights = (".safetensors", *_OTHER_WEIGHTS)
+        files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
+        return [p for p in files if not p.name.endswith(weights) and p.name != INDEX_FILE]
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of a tensor from `start` on."""
+        place = self._places[name]
+        if self._open is None or self._open[0] != place.file:
+            self.close()
+            self._open = (place.file, place.file.open("rb", buffering=0))
+        file = self._open[1]
+        file.seek(place.start + start)
+        while buffer:
+            count = file.readinto(buffer)  # type: ignore[attr-defined]
+            if not count:
+                raise UserError(f"{place.file} was cut off while it was read")
+            buffer = buffer[count:]
+
+    def close(self) -> None:
+        """Close the file that was read last."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _weight_files(self) -> list[Path]:
+        index = self.folder / INDEX_FILE
+        if index.is_file():
+            try:
+                names = sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))
+            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{index} is no index of safetensors files") from None
+            return [self.folder / name for name in names]
+        if files := sorted(self.folder.glob("*.safetensors")):
+            return files
+        raise UserError(f"{self.folder} holds no *.safetensors files")
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+                if length > min(_LONGEST_HEADER, size):
+                    raise ValueError
+                header = orjson.loads(stream.read(length))
+            data_start = _LENGTH_BYTES + length
+            header.pop("__metadata__", None)
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                kind = TensorKind(entry["dtype"], tuple(entry["shape"]))
+                start, stop = entry["data_offsets"]
+                if kind.dtype not in ITEM_SIZES:
+                    raise UserError(f"{file}: tensor {name} has the unknown type {kind.dtype}")
+                if stop - start != kind.nbytes or data_start + stop > size:
+                    raise ValueError
+                self.kinds[name] = kind
+                self._places[name] = _Place(file, data_start + start)
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{file} is damaged or was not written to its end") from None
+
+
+def write_tensors(
+    folder: Path,
+    kinds: Mapping[str, TensorKind],
+    pieces: Callable[[str], Iterator[memoryview]],
+    shard_bytes: int,
+) -> None:
+    """Write tensors to a folder, in several files with an index if one would grow over `shard_bytes`.
+
+    Args:
+        folder: An existing folder.
+        kinds: All tensors, in the order in which they are asked for.
+        pieces: Yields the bytes of a tensor.
+        shard_bytes: Largest size of a file, unless a single tensor is larger.
+    """
+    shards = _shards(kinds, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else SINGLE_FILE
+        _write_file(folder / file, {name: kinds[name] for name in names}, pieces)
+        weight_map |= dict.fromkeys(names, file)
+    if shards[1:]:
+        total = sum(kind.nbytes for kind in kinds.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_file(folder / INDEX_FILE, orjson.dumps(index, option=orjson.OPT_INDENT_2))
+
+
+def _shards(kinds: Mapping[str, TensorKind], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, kind in kinds.items():
+        if shards[-1] and size + kind.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += kind.nbytes
+    # wide types first, so that every tensor is aligned to its own type
+    return [sorted(names, key=lambda name: -ITEM_SIZES[kinds[name].dtype]) for names in shards]
+
+
+def _write_file(
+    path: Path, kinds: Mapping[str, TensorKind], pieces: Callable[[str], Iterator[memoryview]]
+) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, kind in kinds.items():
+        stop = start + kind.nbytes
+        header[name] = {"dtype": kind.dtype, "shape": kind.shape, "data_offsets": [start, stop]}
+        start = stop
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        for name in kinds:
+            _write_all(file, pieces(name))
+        os.fsync(file.fileno())
+
+
+def _write_all(file: BinaryIO, pieces: Iterable[memoryview]) -> None:
+    for piece in pieces:
+        left = piece
+        while left:
+            left = left[file.write(left) :]
+
+
+def differences(folders: Sequence[SafetensorsFolder]) -> list[str]:
+    """Return in what the tensors of several folders differ from those of the first; a few examples."""
+    first, *others = folders
+    problems = []
+    for other in others:
+        where = f"{other.folder} against {first.folder}"
+        for name in first.kinds.keys() - other.kinds.keys():
+            problems.append(f"{where}: tensor {name} is missing")
+        for name in other.kinds.keys() - first.kinds.keys():
+            problems.append(f"{where}: tensor {name} is not in the other")
+        for name in first.kinds.keys() & other.kinds.keys():
+            mine, theirs = first.kinds[name], other.kinds[name]
+            if mine != theirs:
+                is_now = f"{theirs.dtype} {list(theirs.shape)} instead of {mine.dtype} {list(mine.shape)}"
+                problems.append(f"{where}: tensor {name} is {is_now}")
+    return sorted(problems)
