@@ -112,6 +112,47 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluation."""
+
+    benchmarks: tuple[str, ...] = option(
+        REQUIRED,
+        "Benchmarks, or groups of them, as name or name:k: k samples of every answer; without k, or with 0,"
+        " one greedy answer.",
+    )
+    output_dir: str = option(REQUIRED, "Folder for the results, which are in its eval-results.")
+    num_jobs: int = option(
+        1, "How many jobs, each with a server of its own, share the work on Slurm.", minimum=1
+    )
+    split: str | None = option(None, "Split of the benchmarks, instead of the one that scores are reported on.")
+    grader_args: str = option("", "More arguments for the main that grades answers, in one text.")
+    rerun_done: bool = option(False, "Do again also what an earlier run has finished.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Data of benchmarks."""
+
+    data_dir: str | None = option(
+        None, "Folder of prepared data, instead of $NEMO_SKILLS_DATA_DIR or ./data."
+    )
+    extra_datasets: str | None = option(None, "Folder of benchmarks of your own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Judge: a model that grades answers."""
+
+    judge_model: str | None = option(None, "Path or name of the model that judges, as --model.")
+    judge_server_type: str | None = option(None, "Kind of its server.")
+    judge_server_address: str | None = option(None, "Address of its server, if that already runs.")
+    judge_server_gpus: int = option(0, "GPUs per node for its server.", minimum=0)
+    judge_server_nodes: int = option(1, "Nodes for its server.", minimum=1)
+    judge_server_args: str = option("", "More arguments for its server, in one text.")
+    judge_args: str = option("", "More arguments for the main that asks it, in one text, as ++prompt_config.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HookOptions:
     """Before and after."""
 
