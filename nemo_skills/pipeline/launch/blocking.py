@@ -20,6 +20,7 @@ from nemo_skills.pipeline.launch.records import (
     RUNNING,
     STATE_FILE,
     SUCCEEDED,
+    UNFINISHED,
     Record,
     new_id,
     require_success,
@@ -58,6 +59,12 @@ class LocalJob:
     """Whether it runs although one before it has failed."""
     before_others: bool = False
     """Whether such a job comes after it, so that its own failure does not end the experiment yet."""
+    continues: str | None = None
+    """Name of the job that it continues if that is not finished."""
+    unfinished_code: int | None = None
+    """Exit code of a main that is to be continued."""
+    continued: bool = False
+    """Whether a job follows that does so."""
 
 
 def new_record(plan: Plan) -> Record:
@@ -129,6 +136,9 @@ def run_local_job(spec: str) -> None:
     failure = folder.parents[1] / _FAILURE_FILE
     if failure.exists() and not job["despite_failure"]:
         return
+    if job["continues"] and _succeeded(folder.parents[1] / job["continues"]):
+        _leave_state(folder.parent, SUCCEEDED, "0 0")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for process in job["processes"]:
@@ -146,9 +156,12 @@ def run_local_job(spec: str) -> None:
         )
     env = os.environ | terminal_env() | {"NS_RUN_DIR": job["run_dir"]}
     try:
-        with _state_kept(_job_folder(job["run_dir"])):
+        with _state_kept(_job_folder(job["run_dir"]), job["unfinished_code"]):
             run_job(job["name"], processes, env, clean_up=job["clean_up"])
     except JobFailedError as error:
+        if job["continued"] and error.exit_code == job["unfinished_code"]:
+            LOG.info("job %s is not finished; the next one goes on", job["name"])
+            return
         if not job["before_others"]:
             _raise_failure(failure.parent)  # the first one tells more
             raise
@@ -159,7 +172,11 @@ def run_local_job(spec: str) -> None:
 
 def _with_order(jobs: Sequence[LocalJob]) -> list[LocalJob]:
     return [
-        dataclasses.replace(job, before_others=any(later.despite_failure for later in jobs[place:]))
+        dataclasses.replace(
+            job,
+            before_others=any(later.despite_failure for later in jobs[place:]),
+            continued=any(later.continues == job.name for later in jobs[place:]),
+        )
         for place, job in enumerate(jobs, start=1)
     ]
 
@@ -177,21 +194,33 @@ def _job_folder(run_dir: str) -> Path:
 
 
 @contextmanager
-def _state_kept(folder: Path) -> Iterator[None]:
+def _state_kept(folder: Path, unfinished_code: int | None) -> Iterator[None]:
     """Say in a job's folder how far the job is, in the files that a Slurm batch script leaves."""
     started = time.monotonic()
-    (folder / STATE_FILE).write_text(f"{RUNNING}\n", encoding="utf-8")
+    _leave_state(folder, RUNNING)
     state, code = FAILED, 1
     try:
         yield
         state, code = SUCCEEDED, 0
     except JobFailedError as error:
         code = error.exit_code
+        state = UNFINISHED if code == unfinished_code else FAILED
         raise
     except (KeyboardInterrupt, SystemExit) as error:
         state = CANCELLED
         code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130
         raise
     finally:
-        (folder / ENDED_FILE).write_text(f"{code} {time.monotonic() - started:.0f}\n", encoding="utf-8")
-        (folder / STATE_FILE).write_text(f"{state}\n", encoding="utf-8")
+        _leave_state(folder, state, f"{code} {time.monotonic() - started:.0f}")
+
+
+def _leave_state(folder: Path, state: str, ended: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if ended:
+        (folder / ENDED_FILE).write_text(f"{ended}\n", encoding="utf-8")
+    (folder / STATE_FILE).write_text(f"{state}\n", encoding="utf-8")
+
+
+def _succeeded(folder: Path) -> bool:
+    path = folder / STATE_FILE
+    return path.exists() and path.read_text(encoding="utf-8").strip() == SUCCEEDED

@@ -151,6 +151,8 @@ def _local_job(plan: Plan, layout: Layout, job: Job, engine: Engine, env: JobEnv
     return LocalJob(
         name=job.name,
         despite_failure=job.despite_failure,
+        continues=job.continues,
+        unfinished_code=job.unfinished_code,
         processes=tuple(
             LocalProcess(
                 name=c.name,

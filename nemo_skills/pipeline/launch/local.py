@@ -70,6 +70,8 @@ def _local_job(plan: Plan, job: Job, record: Record) -> LocalJob:
         processes=processes,
         run_dir=str(record.folder / job.name / "run"),
         despite_failure=job.despite_failure,
+        continues=job.continues,
+        unfinished_code=job.unfinished_code,
     )
 
 

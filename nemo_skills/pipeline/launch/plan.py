@@ -73,6 +73,8 @@ class Job:
     """Whether it runs once those have ended, however they ended; the plan fails in the end all the same."""
     continues: str | None = None
     """Name of the job of the same plan that this one continues if that ran out of time."""
+    unfinished_code: int | None = None
+    """Exit code with which its main says: time is up, all is saved, the next job shall go on."""
     after_ids: tuple[str, ...] = ()
     """Slurm's ids of jobs of other plans that must succeed first."""
     writes: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ from nemo_skills.pipeline.launch.plan import Job, Plan
 
 RUNNING, SUCCEEDED, FAILED, CANCELLED = "running", "succeeded", "failed", "cancelled"
 SUBMITTED = "submitted"
+UNFINISHED = "timeout"
+"""Of a job that ran out of time, or said that it has to be continued."""
 STATE_FILE = "state"
 """In the folder of a job: a word for how far it is."""
 ENDED_FILE = "ended"

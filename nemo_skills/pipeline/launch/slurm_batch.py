@@ -3,7 +3,8 @@
 It runs in the job's allocation under bash 4.2 or newer. The lines that `slurm_script` puts before it set:
 job_dir, exp_dir, seen_job_dir (how components see the job's folder), main (index of the main), names,
 replicas (indices of components of which one suffices),
-previous (the job that this one continues, or nothing), next (the job that continues this one, or nothing)
+previous (the job that this one continues, or nothing), next (the job that continues this one, or nothing),
+unfinished (the exit code by which the main says that the next job shall go on, or nothing)
 and doomed (jobs that cannot run unless this one succeeds).
 
 Signals reach components through Slurm's steps, `scancel --signal`: an `srun` that gets SIGTERM has Slurm kill
@@ -155,6 +156,7 @@ if [[ $code == 0 && -z $stopped && $state != cancelled ]]; then
   state=succeeded
 elif [[ -z $state ]]; then
   state=failed
+  [[ -z $stopped && -n $unfinished && $code == "$unfinished" ]] && state=timeout
 fi
 [[ $state != succeeded && $code == 0 ]] && code=1
 for other in "${!pids[@]}"; do alive "$other" && signal_component "$other"; done

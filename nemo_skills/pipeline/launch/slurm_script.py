@@ -67,6 +67,7 @@ def _batch_script(plan: Plan, layout: Layout, job: Job) -> str:
         "main": str(job.components.index(job.main)),
         "previous": job.continues or "",
         "next": following,
+        "unfinished": "" if job.unfinished_code is None else str(job.unfinished_code),
     }
     lines = ["#!/bin/bash", *_directives(plan, job), ""]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
