@@ -17,7 +17,7 @@ GRADERS: Mapping[str, str] = {
     "ifeval": f"{_HERE}.ifeval:IfevalGrader",
     "code": f"{_HERE}.code:CodeGrader",
 }
-"""`eval_type` → module and class. A name with a colon is a class of the user's own: `package.module:Class`."""
+"""`eval_type` → module and class. `package.module:Class` names a class of the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

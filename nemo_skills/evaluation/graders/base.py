@@ -15,7 +15,7 @@ class NoOptions:
 class Grader(Protocol):
     """Grades one answer at a time; a class that is made with an instance of its `Options`.
 
-    `grade` runs in a process of its own, which is killed when an answer takes longer than allowed, so it needs
+    `grade` runs in a process of its own, which is killed when an answer takes longer than allowed: it needs
     no time limit. What it raises becomes a `grader_error`. Modules of graders import heavy libraries lazily.
     """
 

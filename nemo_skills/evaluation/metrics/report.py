@@ -96,7 +96,7 @@ class BenchmarkReport:
 
     @property
     def score(self) -> Score | None:
-        """The most important figure: the main measure in the first mode; None where nothing could be scored."""
+        """The most important figure: the main measure in the first mode; None if nothing could be scored."""
         return next(
             (scores[self.measure] for scores in self.metrics.values() if self.measure in scores), None
         )
