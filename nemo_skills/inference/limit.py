@@ -2,8 +2,9 @@
 
 Starts modest and doubles while that makes the server faster. Until answers come nothing speaks against more,
 so it doubles every tenth of a second: waiting for answers that take minutes would leave most of a server
-idle. Later it tries now and then whether a bit more is faster, or a bit less as fast. A server that asks for
-fewer requests gets fewer at once, and more again with care.
+idle. Later it tries now and then whether a bit more is faster, or a bit less as fast. A server that says it
+makes no request wait gets more, whatever its speed of the moment. One that asks for fewer requests gets fewer
+at once, and more again with care.
 """
 
 import time
@@ -99,6 +100,8 @@ class Limit:
         self._queue_is_long = waiting > 4 + running / 10
         if self._adaptive and waiting > max(8, running / 2) and START < self.value >= in_flight:
             self._settle(max(START, int(self.value * _QUEUE_FALL)))
+        elif self._trusting and self._phase is _Phase.steady and self._nothing_waits:
+            self._phase, self._target = _Phase.growing, self._cap
 
     def tick(self, in_flight: int) -> None:
         """Change the limit where the answers of late, or their absence, call for it."""
@@ -122,13 +125,17 @@ class Limit:
         elif known:
             self._sustained = max(self._sustained, self.value)
             speed = self._measure()
-            if self._trusting and speed < self._speed * _GAIN:
+            if self._trusting and not self._nothing_waits and speed < self._speed * _GAIN:
                 self._settle(min(self.value, int(self._before * _MORE)))
             else:
                 self._speed = speed
                 self._double()
         elif self._trusting and self._age() >= max(_BLIND_S, _BLIND_ROUNDS * self._latency):
             self._double()
+
+    @property
+    def _nothing_waits(self) -> bool:
+        return self._queue_is_known and not self._queue_is_long
 
     def _double(self) -> None:
         if not self._queue_is_long:

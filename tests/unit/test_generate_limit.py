@@ -122,6 +122,15 @@ def test_a_server_that_tells_its_queue_is_not_flooded() -> None:
     assert server.finished - before >= 0.97 * 64 * 200 / 20
 
 
+def test_a_server_without_a_queue_gets_all_though_its_speed_wavers() -> None:
+    server = Server(has_metrics=True, seconds=lambda: server.in_flight / 50)
+    server.run(30)
+    assert server.limit.value == 512, "no faster, but nothing waits"
+    server = Server(seconds=lambda: server.in_flight / 50)
+    server.run(30)
+    assert server.limit.value < 200
+
+
 def test_a_server_that_refuses_gets_what_it_takes() -> None:
     server = Server(refuses_beyond=40, seconds=around(0.5))
     server.run(60)
