@@ -84,6 +84,7 @@ class BoxFactory:
         self._visible = visible
         self._free: list[int] = []
         self._slots = 0
+        self._ending: set[asyncio.Future[None]] = set()
         self._zygote: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
 
@@ -109,22 +110,29 @@ class BoxFactory:
         try:
             await box.ask(None, _START_S)
         except OverdueError:
-            await self.end(box, slot)
+            self.end(box, slot)
             raise SandboxError(f"a box did not start within {_START_S:g} s") from None
         except BaseException:
-            await self.end(box, slot)
+            self.end(box, slot)
             raise
         return box, slot
 
-    async def end(self, box: Box, slot: int) -> None:
-        """End a box; its user ids are free for the next one."""
+    def end(self, box: Box, slot: int) -> None:
+        """End a box; nobody has to wait until the kernel has cleaned up behind it."""
+        ending = asyncio.ensure_future(self._end(box, slot))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, box: Box, slot: int) -> None:
         try:
             await box.close()
         finally:
-            heapq.heappush(self._free, slot)
+            heapq.heappush(self._free, slot)  # its user ids are another box's only now
 
-    def close(self) -> None:
-        """End the zygote; boxes end as they are let go of."""
+    async def close(self) -> None:
+        """Wait until boxes that were ended are gone, and end the zygote."""
+        if self._ending:
+            await asyncio.wait(self._ending)
         if self._orders is not None:
             self._orders.close()
         if self._zygote is not None:

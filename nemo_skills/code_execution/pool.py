@@ -77,7 +77,7 @@ class Pool:
             except OverdueError:
                 return [_overdue(request)]
             finally:
-                await asyncio.shield(self._factory.end(box, slot))
+                self._factory.end(box, slot)
 
     async def _in_session(self, request: ExecutionRequest, name: str) -> list[ExecutionResult]:
         session = self._sessions.get(name)
@@ -107,12 +107,12 @@ class Pool:
             return [_overdue(request)]
         finally:
             if not alive:
-                await asyncio.shield(self._end(session))
+                self._end(session)
 
-    async def _end(self, session: Session) -> None:
+    def _end(self, session: Session) -> None:
         box, session.box = session.box, None
         if box is not None:
-            await self._factory.end(*box)
+            self._factory.end(*box)
 
     async def close_session(self, name: str) -> bool:
         """End a session, if there is one of that name."""
@@ -120,7 +120,7 @@ class Pool:
         if session is None:
             return False
         async with session.lock:
-            await self._end(session)
+            self._end(session)
         if not session.users:
             self._sessions.pop(name, None)
         return True
@@ -137,9 +137,10 @@ class Pool:
 
     async def close(self) -> None:
         """End all sessions."""
-        await asyncio.gather(*(self._end(session) for session in self._sessions.values()))
+        for session in self._sessions.values():
+            self._end(session)
         self._sessions.clear()
-        self._factory.close()
+        await self._factory.close()
 
 
 def _question(op: str, request: ExecutionRequest) -> dict[str, Any]:
@@ -174,6 +175,6 @@ async def probe(factory: BoxFactory) -> str:
     except (SandboxError, OverdueError) as error:
         return f"a test program did not run: {error}"
     finally:
-        await factory.end(box, slot)
+        factory.end(box, slot)
 
 

@@ -124,13 +124,13 @@ async def serve(options: argparse.Namespace) -> int:
     if why := await probe(factory):
         if not options.allow_unisolated:
             print(_REFUSAL.format(why=why), file=sys.stderr)
-            factory.close()
+            await factory.close()
             return 1
         print(f"sandbox: NOT ISOLATED, programs can do what this user can: {why}", file=sys.stderr)
         factory.isolated = False
         if why := await probe(factory):
             print(f"sandbox: {why}", file=sys.stderr)
-            factory.close()
+            await factory.close()
             return 1
     settings = PoolOptions(
         options.workers, options.max_sessions, options.session_idle_s, options.max_timeout_s
