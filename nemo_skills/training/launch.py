@@ -127,7 +127,7 @@ class Launcher:
         """Wait for all processes; after the first end the others have a while to follow."""
         deadline = float("inf")
         result = 0
-        while any(child.poll() is None for child in self._children):
+        while None in [child.poll() for child in self._children]:
             if os.getppid() != self._parent:
                 LOG.error("the process that started this one is gone: ending the training")
                 return 128 + signal.SIGTERM
