@@ -1,0 +1,262 @@
+"""Settings of the training mains: typed, with a line of help for every key.
+
+The names are those of NeMo-Aligner's configs where it has them: commands written for it go on working.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.hydra import MISSING, opt
+
+_OPTIMISERS = ("adamw", "fused_adam", "distributed_fused_adam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Rows to train or validate on, and how many at a time."""
+
+    file_path: str | None = opt(None, "file of rows (.jsonl), or packed file (.npy)")
+    file_names: list[str] | None = opt(None, "several such files, one after the other")
+    micro_batch_size: int = opt(1, "rows (packs, when packed) that one process computes at once")
+    global_batch_size: int = opt(32, "rows (packs, when packed) of one step over all processes")
+    max_seq_length: int = opt(4096, "longer rows are cut to so many tokens")
+    packed_sequence: bool = opt(False, "the files are packed, see prepare_packed_ft_dataset")
+    hf_dataset: bool = opt(False, "accepted and ignored: rows are read from disk when they are needed anyway")
+    shuffle: bool = opt(True, "another order in every epoch; false keeps the order of the files")
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):
+            _require(getattr(self, name) > 0, f"{name} must be positive")
+        _require(self.max_seq_length > 1, "max_seq_length must be at least 2")
+        _require(self.file_path is None or not self.file_names, "give file_path or file_names, not both")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files given."""
+        return (self.file_path,) if self.file_path is not None else tuple(self.file_names or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training and validation data."""
+
+    train_ds: DatasetConfig = opt(DatasetConfig, "data to train on")
+    validation_ds: DatasetConfig = opt(DatasetConfig, "data to validate on; without files there is none")
+
+    def __post_init__(self) -> None:
+        """There is nothing to do without data."""
+        _require(bool(self.train_ds.files), "model.data.train_ds.file_path is missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedConfig:
+    """How the learning rate changes."""
+
+    name: Literal["CosineAnnealing", "linear", "constant"] = opt("CosineAnnealing", "shape after the warm-up")
+    warmup_steps: int = opt(10, "steps during which the learning rate grows to its full value")
+    constant_steps: int = opt(0, "steps at min_lr at the end")
+    min_lr: float = opt(0.0, "learning rate at the end")
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        for name in ("warmup_steps", "constant_steps", "min_lr"):
+            _require(getattr(self, name) >= 0, f"model.optim.sched.{name} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: str = opt("adamw", "AdamW under any of its names: adamw, fused_adam, distributed_fused_adam")
+    lr: float = opt(1e-5, "learning rate after the warm-up")
+    betas: list[float] = opt([0.9, 0.98], "decay rates of the moments")
+    eps: float = opt(1e-8, "added to the denominator")
+    weight_decay: float = opt(0.01, "of matrices; biases and norms are not decayed")
+    sched: SchedConfig = opt(SchedConfig, "learning rate schedule")
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        if self.name not in _OPTIMISERS:
+            hint = did_you_mean(self.name, _OPTIMISERS)
+            raise UserError(f"model.optim.name={self.name}: expected one of {', '.join(_OPTIMISERS)}.{hint}")
+        _require(self.lr > 0, "model.optim.lr must be positive")
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(in_range, "model.optim.betas must be two numbers from 0 to below 1, such as [0.9,0.98]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters."""
+
+    adapter_dim: int = opt(32, "rank")
+    alpha: int | None = opt(None, "scale is alpha / adapter_dim; null takes adapter_dim")
+    adapter_dropout: float = opt(0.0, "dropout before the adapters")
+    target_modules: list[str] | None = opt(None, "names of linear layers; null is every one but the head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """Training few weights."""
+
+    peft_scheme: Literal["none", "lora"] = opt("none", "lora trains adapters and leaves the model as it is")
+    lora_tuning: LoraConfig = opt(LoraConfig, "of lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model, how it is spread over processes, and its data."""
+
+    restore_from_path: str = opt(MISSING, "Hugging Face folder (or name) of the model to start from")
+    tensor_model_parallel_size: int = opt(1, "processes that share every matrix")
+    context_parallel_size: int = opt(1, "processes that share every sequence")
+    fsdp: bool = opt(
+        True, "shard weights and optimiser over the data-parallel processes; false: copies (HSDP)"
+    )
+    seed: int = opt(1234, "of data order and dropout")
+    ffn_dropout: float = opt(0.0, "dropout inside the feed-forward layers")
+    attention_dropout: float = opt(0.0, "dropout of attention weights")
+    hidden_dropout: float = opt(0.0, "dropout after attention and after feed-forward")
+    activations_checkpoint_granularity: Literal["full"] | None = opt(
+        None, "full: keep layer inputs only and compute the rest again, which saves memory"
+    )
+    attn_implementation: str | None = opt(
+        None, "null: flash attention or our own; else a name that transformers knows, such as sdpa or eager"
+    )
+    loss_chunk_size: int = opt(4096, "tokens whose logits exist at the same time; 0: no limit")
+    peft: PeftConfig = opt(PeftConfig, "adapters")
+    optim: OptimConfig = opt(OptimConfig, "optimiser")
+    data: DataConfig = opt(MISSING, "data")
+
+    def __post_init__(self) -> None:
+        """Check sizes and shares."""
+        for name in ("tensor_model_parallel_size", "context_parallel_size"):
+            _require(getattr(self, name) > 0, f"model.{name} must be positive")
+        for name in ("ffn_dropout", "attention_dropout", "hidden_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name} must be from 0 to below 1")
+        _require(self.loss_chunk_size >= 0, "model.loss_chunk_size must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long to train, and what happens on the way."""
+
+    max_epochs: int = opt(2, "passes over the data")
+    max_steps: int = opt(-1, "stop after so many steps; -1: max_epochs decides alone")
+    val_check_interval: int = opt(1000, "steps between two validations; there is one at the end too")
+    save_interval: int = opt(1000, "steps between two checkpoints; there is one at the end too")
+    limit_val_batches: int | float = opt(1.0, "validate on so many global batches, or on that share of them")
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        for name in ("max_epochs", "val_check_interval", "save_interval"):
+            _require(getattr(self, name) > 0, f"{name} must be positive")
+        _require(self.max_steps == -1 or self.max_steps > 0, "max_steps must be positive, or -1 for no limit")
+        _require(self.limit_val_batches >= 0, "limit_val_batches must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Processes, precision and schedule."""
+
+    devices: int | None = opt(
+        None, "processes of a node, checked against torchrun's; null takes what there is"
+    )
+    num_nodes: int | None = opt(None, "nodes, checked against torchrun's; null takes what there is")
+    precision: Literal["32", "bf16", "bf16-mixed"] | None = opt(
+        None, "bf16: compute in bfloat16, keep weights in float32; null: bf16 on GPUs, else 32"
+    )
+    gradient_clip_val: float = opt(1.0, "largest norm of the gradient; 0: no limit")
+    log_every_n_steps: int = opt(1, "steps between two lines of metrics.jsonl")
+    sft: ScheduleConfig = opt(ScheduleConfig, "schedule")
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        _require(self.gradient_clip_val >= 0, "trainer.gradient_clip_val must be 0 or more")
+        _require(self.log_every_n_steps > 0, "trainer.log_every_n_steps must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Which checkpoints are kept. The newest one always is."""
+
+    save_top_k: int = opt(-1, "keep so many with the best monitored value; -1 keeps all")
+    save_last_k: int = opt(-1, "keep so many of the newest too; -1: just one when save_top_k is limited")
+    keep_resumable: int = opt(2, "only so many of the newest keep the optimiser's state; -1: all")
+    monitor: str = opt("val_loss", "metric for save_top_k; where it is missing, loss")
+    mode: Literal["min", "max"] = opt("min", "whether small or large values are better")
+
+    def __post_init__(self) -> None:
+        """Something has to remain."""
+        for name in ("save_top_k", "save_last_k", "keep_resumable"):
+            value = getattr(self, name)
+            _require(value >= -1, f"exp_manager.checkpoint_callback_params.{name} must be -1 or more")
+        _require(self.keep_resumable != 0, "checkpoint_callback_params.keep_resumable must not be 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Names in Weights & Biases."""
+
+    project: str = opt("nemo-skills", "project")
+    name: str | None = opt(None, "name of the run; null takes exp_manager.name")
+    group: str | None = opt(None, "group of runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpManagerConfig:
+    """Where results go, and when to stop for the next job of a chain."""
+
+    explicit_log_dir: str = opt(MISSING, "folder for checkpoints, metrics and curves")
+    name: str | None = opt(None, "name of the experiment")
+    max_time_per_run: str | None = opt(
+        None, "DD:HH:MM:SS; after that time save and stop with exit code 3; the next run goes on"
+    )
+    checkpoint_callback_params: CheckpointConfig = opt(CheckpointConfig, "which checkpoints are kept")
+    create_wandb_logger: bool = opt(False, "log to Weights & Biases")
+    wandb_logger_kwargs: WandbConfig = opt(WandbConfig, "names there")
+    create_tensorboard_logger: bool = opt(False, "log to TensorBoard")
+
+    def __post_init__(self) -> None:
+        """Check the time."""
+        _ = self.seconds_per_run
+
+    @property
+    def seconds_per_run(self) -> float | None:
+        """`max_time_per_run` in seconds.
+
+        Raises:
+            UserError: it is not a time.
+        """
+        if self.max_time_per_run is None:
+            return None
+        parts = self.max_time_per_run.split(":")
+        if len(parts) > 4 or not all(part.isdigit() for part in parts):
+            raise UserError(
+                f"exp_manager.max_time_per_run={self.max_time_per_run}: expected DD:HH:MM:SS, "
+                "such as 00:03:50:00."
+            )
+        scale = (1, 60, 3600, 86400)
+        return float(sum(int(part) * unit for part, unit in zip(reversed(parts), scale, strict=False)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Fine-tunes a model on prompts and responses. Start it with torchrun, or as one process."""
+
+    model: ModelConfig = opt(MISSING, "model and data")
+    trainer: TrainerConfig = opt(TrainerConfig, "processes, precision, schedule")
+    exp_manager: ExpManagerConfig = opt(MISSING, "results")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested dictionaries."""
+    from dataclasses import asdict
+
+    return asdict(config)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"{message}.")

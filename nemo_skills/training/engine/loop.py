@@ -1,0 +1,165 @@
+"""The training loop: steps, validation, checkpoints, and stopping in time."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nemo_skills.core.log import get_logger
+from nemo_skills.training.config import OptimConfig, ScheduleConfig, TrainerConfig
+from nemo_skills.training.engine.checkpoint import Checkpoints, Progress, Training
+from nemo_skills.training.engine.data import Batches, MicroBatch
+from nemo_skills.training.engine.model import autocast, evaluating
+from nemo_skills.training.engine.optimiser import build_gradients, clip_gradients, learning_rate
+from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.engine.speed import Speed
+from nemo_skills.training.metrics_log import MetricsLog
+
+LOG = get_logger(__name__)
+
+Objective = Callable[[Any, MicroBatch], torch.Tensor]
+"""Returns the sum of a micro-batch's losses; `MicroBatch.weight` says over how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a training loop needs."""
+
+    topology: Topology
+    training: Training
+    objective: Objective
+    batches: Batches
+    validation: Batches | None
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    optim: OptimConfig
+    bf16: bool
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of the run."""
+        by_epochs = max(1, self.schedule.max_epochs * self.batches.rows // self.batches.global_size)
+        return by_epochs if self.schedule.max_steps == -1 else min(by_epochs, self.schedule.max_steps)
+
+
+class StopFlag:
+    """Set by SIGTERM, or when the time is over."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._reason = ""
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._reason = "SIGTERM"
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; empty to go on."""
+        if not self._reason and time.monotonic() >= self._end:
+            self._reason = "max_time_per_run"
+        return self._reason
+
+
+@dataclass
+class Trainer:
+    """Goes through the steps that are left."""
+
+    run: Run
+    checkpoints: Checkpoints
+    log: MetricsLog | None
+    """Of the main process."""
+    stop: StopFlag
+    _last: dict[str, float] = field(default_factory=dict)
+
+    def train(self, progress: Progress) -> Progress:
+        """Train from `progress` on; return how far it came, which is saved."""
+        run, size = self.run, self.run.batches.global_size
+        left = run.total_steps - progress.step
+        steps = run.batches.steps(progress.consumed_samples, progress.consumed_samples + left * size)
+        saved = progress.step
+        for micro_batches in steps:
+            weight, stopping = run.topology.sum(
+                [sum(batch.weight for batch in micro_batches), float(bool(self.stop.reason))]
+            )
+            if stopping:
+                break
+            self._step(progress.step, micro_batches, weight)
+            progress = Progress(step=progress.step + 1, consumed_samples=progress.consumed_samples + size)
+            last = progress.step == run.total_steps
+            if run.validation and (last or progress.step % run.schedule.val_check_interval == 0):
+                self._validate(progress.step, run.validation)
+            if last or progress.step % run.schedule.save_interval == 0:
+                self._save(progress)
+                saved = progress.step
+        if saved != progress.step:
+            self._save(progress)
+        return progress
+
+    def _step(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> None:
+        run = self.run
+        speed = Speed.start()
+        total = 0.0
+        # FSDP takes the mean over processes, where we want the sum
+        scale = run.topology.data_size / max(weight, 1.0)
+        gradients = build_gradients(run.training.model)
+        for batch in micro_batches:
+            with autocast(run.topology, bf16=run.bf16):
+                loss = run.objective(run.training.model, batch)
+            (loss * scale).backward()
+            total += loss.item()
+            gradients.collect(more=batch is not micro_batches[-1])
+        rate = learning_rate(step, run.total_steps, run.optim)
+        for group in run.training.optimiser.param_groups:
+            group["lr"] = rate
+        norm = clip_gradients(run.training.model.parameters(), run.trainer.gradient_clip_val)
+        run.training.optimiser.step()
+        run.training.optimiser.zero_grad()
+        total, tokens = run.topology.sum([total, float(sum(batch.tokens for batch in micro_batches))])
+        values = {"loss": total / max(weight, 1.0), "grad_norm": norm, "lr": rate}
+        self._report(step + 1, {**values, **speed.figures(tokens, run.training.model, run.topology)})
+
+    def _report(self, step: int, values: Mapping[str, float]) -> None:
+        self._last.update(values)
+        if not math.isfinite(values["loss"]):
+            LOG.warning("The loss of step %s is %s", step, values["loss"])
+        consumed = step * self.run.batches.global_size
+        due = step % self.run.trainer.log_every_n_steps == 0 or step == self.run.total_steps
+        if self.log and due:
+            self.log.log(
+                step, {**values, "epoch": consumed / self.run.batches.rows, "consumed_samples": consumed}
+            )
+
+    def _validate(self, step: int, batches: Batches) -> None:
+        total, weight = 0.0, 0.0
+        with evaluating(self.run.training.model):
+            for start in range(0, self._validation_rows(batches), batches.global_size):
+                count = min(batches.global_size, batches.rows - start)
+                for batch in batches.step(start, count):
+                    with autocast(self.run.topology, bf16=self.run.bf16):
+                        total += self.run.objective(self.run.training.model, batch).item()
+                    weight += batch.weight
+        total, weight = self.run.topology.sum([total, weight])
+        value = {"val_loss": total / max(weight, 1.0)}
+        self._last.update(value)
+        if self.log:
+            self.log.log(step, value)
+
+    def _validation_rows(self, batches: Batches) -> int:
+        limit = self.run.schedule.limit_val_batches
+        steps = math.ceil(batches.rows / batches.global_size)
+        steps = min(steps, limit if isinstance(limit, int) else math.ceil(steps * limit))
+        return min(batches.rows, steps * batches.global_size)
+
+    def _save(self, progress: Progress) -> None:
+        begun = time.monotonic()
+        kept = {k: v for k, v in self._last.items() if k in ("loss", "val_loss") and math.isfinite(v)}
+        path = self.checkpoints.save(
+            self.run.training,
+            Progress(step=progress.step, consumed_samples=progress.consumed_samples, metrics=kept),
+        )
+        LOG.info("Saved %s in %.1f s", path, time.monotonic() - begun)

@@ -1,0 +1,56 @@
+"""How a run ended, in files that the next run of a chain and its launcher read. Imports no torch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_skills.core.jsonl import disk_errors, write_file
+from nemo_skills.core.log import get_logger
+from nemo_skills.training.config import ScheduleConfig
+
+LOG = get_logger(__name__)
+
+FINISHED_FILE = "finished.json"
+STOPPED_FILE = "stopped.json"
+STOPPED_EXIT_CODE = 3
+"""All is saved, but steps are left. torchrun turns every failure into 1: judge by `stopped.json` then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where a run ended."""
+
+    step: int
+    reason: str
+    max_epochs: int
+    max_steps: int
+
+
+def already_finished(folder: str, schedule: ScheduleConfig) -> bool:
+    """Tell whether a run in this folder has done all steps of this schedule."""
+    path = Path(folder) / FINISHED_FILE
+    try:
+        found: Any = orjson.loads(path.read_bytes())
+        same = (found["max_epochs"], found["max_steps"]) == (schedule.max_epochs, schedule.max_steps)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if same:
+        LOG.info("All %s steps are done already, see %s", found.get("step"), path)
+    return same
+
+
+def write_outcome(folder: Path, outcome: Outcome, *, finished: bool) -> None:
+    """Leave word of the end of a run."""
+    written, stale = (FINISHED_FILE, STOPPED_FILE) if finished else (STOPPED_FILE, FINISHED_FILE)
+    with disk_errors(folder):
+        write_file(folder / written, orjson.dumps(asdict(outcome), option=orjson.OPT_INDENT_2))
+        (folder / stale).unlink(missing_ok=True)
+
+
+def forget_outcome(folder: Path) -> None:
+    """Remove what an earlier run left; this one is neither finished nor stopped."""
+    with disk_errors(folder):
+        for name in (FINISHED_FILE, STOPPED_FILE):
+            (folder / name).unlink(missing_ok=True)

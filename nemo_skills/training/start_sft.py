@@ -1,0 +1,34 @@
+"""Supervised fine-tuning main.
+
+One process: `python -m nemo_skills.training.start_sft ++model.restore_from_path=…`; several:
+`torchrun --nproc-per-node N -m nemo_skills.training.start_sft …`. `--help` lists the settings.
+"""
+
+import sys
+
+from nemo_skills.core.hydra import main
+from nemo_skills.training.config import SftConfig
+
+__all__ = ["SftConfig", "run", "start_sft"]
+
+
+def start_sft(config: SftConfig) -> None:
+    """Fine-tune a model on prompts and responses; a rerun goes on from the last checkpoint.
+
+    Exit code 0: all steps are done. 3: stopped after saving, by `exp_manager.max_time_per_run` or SIGTERM.
+    """
+    # a launcher imports this module for the schema alone
+    from nemo_skills.training.engine.outcome import STOPPED_EXIT_CODE, already_finished
+
+    if already_finished(config.exp_manager.explicit_log_dir, config.trainer.sft):
+        return
+    from nemo_skills.training.engine.sft import train_sft
+
+    if not train_sft(config):
+        sys.exit(STOPPED_EXIT_CODE)
+
+
+run = main(SftConfig)(start_sft)
+
+if __name__ == "__main__":
+    run()
