@@ -51,7 +51,7 @@ class Box:
                 body = json.dumps(request).encode()
                 self._writer.write(_LENGTH.pack(len(body)) + body)
             answer = await asyncio.wait_for(self._answer(), seconds)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             raise OverdueError from None
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             raise SandboxError(f"a box ended unexpectedly ({type(error).__name__})") from None
@@ -68,7 +68,7 @@ class Box:
         """End all processes of the box; return when they are gone."""
         with contextlib.suppress(OSError):
             self._writer.write_eof()  # what the watchdog looks for
-        with contextlib.suppress(OSError, TimeoutError, asyncio.TimeoutError):
+        with contextlib.suppress(OSError, TimeoutError):
             while await asyncio.wait_for(self._reader.read(1 << 16), _END_S):
                 pass
         self._writer.close()

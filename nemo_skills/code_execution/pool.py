@@ -83,7 +83,9 @@ class Pool:
         session = self._sessions.get(name)
         if session is None:
             if len(self._sessions) >= self._options.max_sessions:
-                raise SandboxError(f"there are {self._options.max_sessions} sessions already (--max_sessions)")
+                raise SandboxError(
+                    f"there are {self._options.max_sessions} sessions already (--max_sessions)"
+                )
             session = self._sessions[name] = Session()
         session.users += 1
         try:
@@ -176,5 +178,3 @@ async def probe(factory: BoxFactory) -> str:
         return f"a test program did not run: {error}"
     finally:
         factory.end(box, slot)
-
-

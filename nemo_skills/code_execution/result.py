@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_OUTPUT_BYTES = 100_000
 
 
-class Status(str, Enum):  # noqa: UP042  # the server also runs on older Pythons
+class Status(StrEnum):
     """How an execution ended."""
 
     completed = "completed"
@@ -24,9 +24,6 @@ class Status(str, Enum):  # noqa: UP042  # the server also runs on older Pythons
     """It printed without end."""
     infrastructure = "infrastructure"
     """Not the program's doing: the sandbox could not run it, or its answer was lost."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Server:
             try:
                 while await self._exchange(reader, writer):
                     pass
-            except (TimeoutError, asyncio.TimeoutError):
+            except TimeoutError:
                 pass
             finally:
                 writer.close()
@@ -109,7 +109,12 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--open_files", type=int, default=limits.open_files, help="open files of a process")
     add("--max_sessions", type=int, default=pool.max_sessions, help="sessions at the same time")
     add("--session_idle_s", type=float, default=pool.idle_s, help="an unused session ends after so long")
-    add("--max_timeout_s", type=float, default=pool.max_timeout_s, help="longest time that clients may ask for")
+    add(
+        "--max_timeout_s",
+        type=float,
+        default=pool.max_timeout_s,
+        help="longest time that clients may ask for",
+    )
     add("--allow_unisolated", action="store_true", help="run programs even where they cannot be isolated")
     return parser.parse_args(args)
 

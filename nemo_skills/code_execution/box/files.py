@@ -121,4 +121,4 @@ def _mount_scratch(order: BoxOrder) -> None:
     kernel.mount("tmpfs", SCRATCH, "tmpfs", _OWN_FLAGS, f"mode=1777,{size}")
     shared = f"{SCRATCH}/.shm"
     os.mkdir(shared)  # noqa: PTH102
-    os.chmod(shared, 0o1777)  # noqa: PTH101
+    os.chmod(shared, 0o1777)  # noqa: PTH101, S103

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import atexit
 import builtins
+import contextlib
 import gc
 import io
 import json
@@ -105,9 +106,7 @@ def _prepare(order: BoxOrder, streams: tuple[int, int, int], keep: tuple[int, ..
 
 def _open_streams() -> None:
     """Give this process streams like those of a new interpreter; what was inherited is another process's."""
-    sys.stdin = io.TextIOWrapper(
-        io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8", "surrogateescape"
-    )
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8", "surrogateescape")
     for name, number in (("stdout", 1), ("stderr", 2)):
         raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         stream = io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=number == 2)
@@ -145,7 +144,7 @@ def _execute(code: str, name: str, module: ModuleType, *, interactive: bool) -> 
 
 def _run(code: str, name: str, module: ModuleType, *, interactive: bool) -> None:
     variables = module.__dict__
-    tree = compile(code, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    tree = ast.parse(code, name)
     last = tree.body.pop() if interactive and tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, name, "exec", dont_inherit=True), variables)  # noqa: S102
     if isinstance(last, ast.Expr):
@@ -168,10 +167,8 @@ def _report(error: BaseException, name: str) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(BaseException):  # closed or replaced by the program
             stream.flush()
-        except BaseException:  # noqa: S110  # closed or replaced by the program
-            pass
 
 
 def _finish(status: int) -> None:

@@ -6,6 +6,7 @@ server. A message is a box to start; with it comes the socket through which the 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -21,10 +22,10 @@ _PACKAGES = str(Path(__file__).resolve().parents[3])
 if __name__ == "__main__":  # run by its path: this package need not be installed
     sys.path.insert(0, _PACKAGES)
 
-from nemo_skills.code_execution.box import files, isolation, kernel
-from nemo_skills.code_execution.box.keeper import Keeper
-from nemo_skills.code_execution.box.limits import BoxOrder, Limits
-from nemo_skills.code_execution.box.program import send
+from nemo_skills.code_execution.box import files, isolation, kernel  # noqa: E402
+from nemo_skills.code_execution.box.keeper import Keeper  # noqa: E402
+from nemo_skills.code_execution.box.limits import BoxOrder, Limits  # noqa: E402
+from nemo_skills.code_execution.box.program import send  # noqa: E402
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -105,10 +106,8 @@ def _watch(order: BoxOrder, channel: socket.socket) -> None:
 
 
 def _say(channel: socket.socket, error: Exception) -> None:
-    try:
+    with contextlib.suppress(OSError):
         send(channel, {"failed": str(error) or type(error).__name__})
-    except OSError:
-        pass
 
 
 if __name__ == "__main__":
