@@ -20,12 +20,14 @@ from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_argu
 if TYPE_CHECKING:
     from nemo_skills.pipeline.cancel import cancel
     from nemo_skills.pipeline.clean import clean
+    from nemo_skills.pipeline.eval import eval  # noqa: A004 (the command is called so)
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
     from nemo_skills.pipeline.run_cmd import run_cmd
     from nemo_skills.pipeline.setup import setup
     from nemo_skills.pipeline.start_server import start_server
     from nemo_skills.pipeline.status import status
+    from nemo_skills.pipeline.summarize_results import summarize_results
 
 
 class CommandEntry(NamedTuple):
@@ -38,6 +40,10 @@ class CommandEntry(NamedTuple):
 COMMANDS = {
     "generate": CommandEntry(
         "nemo_skills.pipeline.generate:generate", "Let a model answer every row of a JSONL file."
+    ),
+    "eval": CommandEntry("nemo_skills.pipeline.eval:eval", "Score a model on benchmarks."),
+    "summarize_results": CommandEntry(
+        "nemo_skills.pipeline.summarize_results:summarize_results", "Show scores, models side by side."
     ),
     "run_cmd": CommandEntry("nemo_skills.pipeline.run_cmd:run_cmd", "Run any command."),
     "setup": CommandEntry("nemo_skills.pipeline.setup:setup", "Write a cluster config, and check it."),
@@ -54,6 +60,7 @@ __all__ = [
     "app",
     "cancel",
     "clean",
+    "eval",
     "generate",
     "logs",
     "main",
@@ -61,6 +68,7 @@ __all__ = [
     "setup",
     "start_server",
     "status",
+    "summarize_results",
     "wrap_arguments",
 ]
 

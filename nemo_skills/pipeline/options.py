@@ -112,7 +112,17 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class DataOptions:
+    """Data of benchmarks."""
+
+    data_dir: str | None = option(
+        None, "Folder of prepared data, instead of $NEMO_SKILLS_DATA_DIR or ./data."
+    )
+    extra_datasets: str | None = option(None, "Folder of benchmarks of your own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(DataOptions):
     """Evaluation."""
 
     benchmarks: tuple[str, ...] = option(
@@ -124,19 +134,11 @@ class EvalOptions:
     num_jobs: int = option(
         1, "How many jobs, each with a server of its own, share the work on Slurm.", minimum=1
     )
-    split: str | None = option(None, "Split of the benchmarks, instead of the one that scores are reported on.")
+    split: str | None = option(
+        None, "Split of the benchmarks, instead of the one that scores are reported on."
+    )
     grader_args: str = option("", "More arguments for the main that grades answers, in one text.")
     rerun_done: bool = option(False, "Do again also what an earlier run has finished.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Data of benchmarks."""
-
-    data_dir: str | None = option(
-        None, "Folder of prepared data, instead of $NEMO_SKILLS_DATA_DIR or ./data."
-    )
-    extra_datasets: str | None = option(None, "Folder of benchmarks of your own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,37 @@ class JudgeOptions:
     judge_server_nodes: int = option(1, "Nodes for its server.", minimum=1)
     judge_server_args: str = option("", "More arguments for its server, in one text.")
     judge_args: str = option("", "More arguments for the main that asks it, in one text, as ++prompt_config.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """Results."""
+
+    folders: tuple[str, ...] = option(
+        REQUIRED, "Folders of results, such as --output_dir of ns eval, or patterns of them.", place="DIR"
+    )
+    benchmarks: tuple[str, ...] = option((), "Only these benchmarks; names may be patterns.")
+    only: tuple[str, ...] = option((), "Only folders whose name or path fits one of these patterns.")
+    groups: bool = option(False, "Show also the scores of groups of rows.")
+    format: str = option(
+        "table",
+        "How results are printed.",
+        choices=("table", "json", "csv", "markdown", "latex"),
+    )
+    wandb_project: str | None = option(None, "Project of Weights & Biases that gets the results too.")
+    wandb_group: str | None = option(None, "Group of the runs there, one for each folder.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Comparison."""
+
+    folders: tuple[str, ...] = option(
+        REQUIRED, "The two folders of results, such as --output_dir of ns eval.", place="DIR"
+    )
+    benchmarks: tuple[str, ...] = option((), "Only these benchmarks; names may be patterns.")
+    show: int = option(0, "How many problems to list that only one of them solves.", minimum=0)
+    format: str = option("table", "A table for people, or JSON for programs.", choices=("table", "json"))
 
 
 @dataclass(frozen=True, kw_only=True)

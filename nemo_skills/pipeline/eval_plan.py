@@ -1,0 +1,270 @@
+"""The jobs of `ns eval`: answers, their judgement by a model, grading and scores. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline import main_args
+from nemo_skills.pipeline.answering import (
+    MAIN,
+    ROLE,
+    Progress,
+    answering_job,
+    argument_key,
+    encoded,
+    seed_values,
+)
+from nemo_skills.pipeline.benchmarks import Target
+from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
+from nemo_skills.pipeline.options import EvalOptions, HookOptions, JobOptions, ServerOptions
+from nemo_skills.pipeline.servers.component import client_values
+
+EVALUATE = "nemo_skills.evaluation.evaluate"
+SCORE = "nemo_skills.evaluation.score"
+JUDGE_PROMPT = "judge/math"
+SCORE_SUFFIX = "-score"
+_JUDGED = ("math", "judge")
+_ROWS = 1000
+"""Taken for the length of a benchmark of unknown length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """The model that grades."""
+
+    server: ServerOptions
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call of the wrapper, with its cluster config and benchmarks found, and valid arguments."""
+
+    cluster: ClusterConfig
+    log_dir: str
+    job: JobOptions
+    server: ServerOptions
+    own: EvalOptions
+    targets: tuple[Target, ...]
+    args: tuple[str, ...]
+    grader_args: tuple[str, ...] = ()
+    judge: Judge | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return self.job.expname or "eval"
+
+    @property
+    def results_dir(self) -> str:
+        """Folder with a folder for each benchmark."""
+        return f"{self.own.output_dir.rstrip('/')}/eval-results"
+
+    def metrics_file(self, target: Target) -> str:
+        """Return where the scores of a benchmark go."""
+        return f"{self.results_dir}/{target.name}/metrics.json"
+
+    def judges(self, target: Target) -> bool:
+        """Tell whether the judge grades a benchmark."""
+        return self.judge is not None and target.benchmark.defaults.grader in _JUDGED
+
+    def parts(self) -> list["Part"]:
+        """Return everything that is to be answered."""
+        return [self._part(target, seed) for target in self.targets for seed in target.seeds]
+
+    def _part(self, target: Target, seed: int | None) -> "Part":
+        name = "output.jsonl" if seed is None else f"output-rs{seed}.jsonl"
+        path = f"{self.results_dir}/{target.name}/{name}"
+        before = f"{self.own.output_dir.rstrip('/')}/unjudged/{target.name}/{name}"
+        return Part(target=target, seed=seed, path=path, answers=before if self.judges(target) else path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One run of a benchmark."""
+
+    target: Target
+    seed: int | None
+    path: str
+    """The result file."""
+    answers: str
+    """What the model's answers are written to: the same, or a file that the judge goes on from."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge makes the result file of the answers."""
+        return self.path != self.answers
+
+
+def plan_eval(request: Request, progress: Progress) -> Plan:
+    """Plan what earlier calls have neither done nor queued.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    alone = [t.name for t in request.targets if t.benchmark.defaults.grader == "judge" and not request.judge]
+    if alone:
+        raise UserError(
+            f"answers to {', '.join(alone)} are graded by a model: give --judge_server_type and so on"
+        )
+    missing = [
+        p for p in request.parts() if p.answers not in progress.done and p.answers not in progress.queued
+    ]
+    unjudged = [
+        part
+        for part in request.parts()
+        if part.judged and (part in missing or not {part.path} & (progress.done | progress.queued.keys()))
+    ]
+    answering = _spread(request, request.name, missing, _answering_job)
+    judging = [
+        _after(job, parts, answering, progress)
+        for job, parts in _spread(request, f"{request.name}-judge", unjudged, _judging_job)
+    ]
+    made = [*(job for job, _ in answering), *judging]
+    score, replaces = _score(request, progress, made)
+    on_slurm = request.cluster.executor == "slurm"
+    return Plan(
+        expname=request.name,
+        cluster=request.cluster,
+        jobs=chain((*made, *score), request.job.dependent_jobs if on_slurm else 0),
+        log_dir=request.log_dir,
+        options=request.job,
+        replaces=replaces,
+    )
+
+
+_Made = list[tuple[Job, list[Part]]]
+
+
+def _spread(
+    request: Request, name: str, parts: Sequence[Part], make: Callable[[Request, str, Sequence[Part]], Job]
+) -> _Made:
+    """Share parts among jobs, so that each has about as many rows."""
+    # on one machine a second copy of the server would only be in the way
+    count = min(request.own.num_jobs if request.cluster.executor == "slurm" else 1, len(parts))
+    shares: list[list[Part]] = [[] for _ in range(count)]
+    for part in sorted(parts, key=_rows, reverse=True):
+        min(shares, key=lambda share: sum(map(_rows, share))).append(part)
+    names = [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
+    ordered = [[part for part in parts if part in share] for share in shares]
+    return [(make(request, own, share), share) for own, share in zip(names, ordered, strict=True)]
+
+
+def _rows(part: Part) -> int:
+    return part.target.benchmark.defaults.rows or _ROWS
+
+
+def _answering_job(request: Request, name: str, parts: Sequence[Part]) -> Job:
+    commands = [answering_command(request, part) for part in parts]
+    job = answering_job(name, commands, server=request.server, hooks=HookOptions(), cluster=request.cluster)
+    return replace(_outdating(request, job, parts), writes=tuple(part.answers for part in parts))
+
+
+def _judging_job(request: Request, name: str, parts: Sequence[Part]) -> Job:
+    assert request.judge is not None
+    commands = [
+        c
+        for part in parts
+        for c in (_grading(request, part.target, [part.answers]), judging_command(request, part))
+    ]
+    job = answering_job(
+        name, commands, server=request.judge.server, hooks=HookOptions(), cluster=request.cluster
+    )
+    return replace(_outdating(request, job, parts), writes=tuple(part.path for part in parts))
+
+
+def _outdating(request: Request, job: Job, parts: Sequence[Part]) -> Job:
+    """Let a job remove scores that will no longer be true: scores that exist are those of all results."""
+    files = dict.fromkeys(request.metrics_file(part.target) for part in parts)
+    main = replace(job.main, before=(("rm", "-f", *files), *job.main.before))
+    return replace(job, components=tuple(main if c is job.main else c for c in job.components))
+
+
+def _after(job: Job, parts: Sequence[Part], answering: _Made, progress: Progress) -> Job:
+    """Let a judge wait for the answers that it judges."""
+    names = tuple(other.name for other, share in answering if any(part in share for part in parts))
+    waiting = (progress.queued[part.answers].id for part in parts if part.answers in progress.queued)
+    return replace(job, after=names, after_ids=tuple(dict.fromkeys(waiting)), despite_failure=True)
+
+
+def _score(request: Request, progress: Progress, made: Sequence[Job]) -> tuple[list[Job], tuple[str, ...]]:
+    """Return the job that grades and scores what is there in the end, and ids of jobs that it replaces."""
+    metrics = [request.metrics_file(target) for target in request.targets]
+    scored = progress.found.exists if progress.found else frozenset()
+    waiting = {path: job for path, job in progress.queued.items() if path in metrics}
+    queued = {job.id for path, job in progress.queued.items() if path not in metrics}
+    up_to_date = () if queued else scored
+    if not made and all(path in up_to_date or path in waiting for path in metrics):
+        return [], ()
+    job = Job(
+        name=f"{request.name}{SCORE_SUFFIX}",
+        components=(_scorer(request),),
+        after=tuple(job.name for job in made),
+        after_ids=tuple(sorted(queued)),
+        despite_failure=True,
+        writes=tuple(metrics),
+    )
+    return [job], tuple(dict.fromkeys(job.id for job in waiting.values() if job.state == "PENDING"))
+
+
+def _scorer(request: Request) -> Component:
+    grading = [
+        _grading(
+            request,
+            target,
+            [p.path for p in request.parts() if p.target is target],
+            judged=request.judges(target),
+        )
+        for target in request.targets
+    ]
+    score: Argv = (PYTHON, "-m", SCORE, *encoded({"results_dir": request.results_dir}))
+    return Component(name="main", role=ROLE, commands=(*grading, score), independent=True)
+
+
+def answering_command(request: Request, part: Part) -> Argv:
+    """Return the command that lets the model answer a benchmark once."""
+    return (PYTHON, "-m", MAIN, *answering_args(request, part))
+
+
+def answering_args(request: Request, part: Part) -> tuple[str, ...]:
+    """Return the arguments of the generation main; the user's come last and win."""
+    defaults = part.target.benchmark.defaults
+    values: dict[str, object] = {"input_file": part.target.input_file, "output_file": part.answers}
+    values |= {**client_values(request.server), **seed_values(part.seed)}
+    if not any(argument_key(arg) in ("prompt_format", "prompt_config") for arg in request.args):
+        values["prompt_config"] = defaults.prompt_config
+    return (*encoded(values), *main_args.normalise(defaults.generation_args), *request.args)
+
+
+def judging_command(request: Request, part: Part) -> Argv:
+    """Return the command that lets the judge look at the answers of one run."""
+    return (PYTHON, "-m", MAIN, *judging_args(request, part))
+
+
+def judging_args(request: Request, part: Part) -> tuple[str, ...]:
+    """Return the arguments with which the generation main asks the judge."""
+    assert request.judge is not None
+    values: dict[str, object] = {"input_file": part.answers, "output_file": part.path}
+    values |= client_values(request.judge.server)
+    # the statistics of the row are those of its answer
+    values |= {"prompt_config": JUDGE_PROMPT, "generation_key": "judgement", "add_generation_stats": False}
+    return (*encoded(values), *request.judge.args)
+
+
+def _grading(request: Request, target: Target, files: Sequence[str], *, judged: bool = False) -> Argv:
+    return (PYTHON, "-m", EVALUATE, *grading_args(request, target, files, judged=judged))
+
+
+def grading_args(
+    request: Request, target: Target, files: Sequence[str], *, judged: bool = False
+) -> tuple[str, ...]:
+    """Return the arguments of the main that grades files of one benchmark."""
+    defaults = target.benchmark.defaults
+    if judged:
+        return tuple(encoded({"input_files": list(files), "eval_type": "judge"}))
+    # before it is judged, an answer has to be found
+    grader = "math" if defaults.grader == "judge" else defaults.grader
+    values = {"input_files": list(files), "eval_type": grader}
+    options = main_args.normalise(defaults.grader_options)
+    return (*encoded(values), *options, *request.grader_args)
