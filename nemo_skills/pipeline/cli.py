@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.start_server import start_server
     from nemo_skills.pipeline.status import status
     from nemo_skills.pipeline.summarize_results import summarize_results
+    from nemo_skills.pipeline.train import train
 
 
 class CommandEntry(NamedTuple):
@@ -48,6 +49,9 @@ COMMANDS = {
     "run_cmd": CommandEntry("nemo_skills.pipeline.run_cmd:run_cmd", "Run any command."),
     "setup": CommandEntry("nemo_skills.pipeline.setup:setup", "Write a cluster config, and check it."),
     "start_server": CommandEntry("nemo_skills.pipeline.start_server:start_server", "Keep a model server up."),
+    "train": CommandEntry(
+        "nemo_skills.pipeline.train:train", "Fine-tune a model, and average its checkpoints."
+    ),
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
     "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
@@ -69,6 +73,7 @@ __all__ = [
     "start_server",
     "status",
     "summarize_results",
+    "train",
     "wrap_arguments",
 ]
 

@@ -186,6 +186,49 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Training."""
+
+    output_dir: str = option(REQUIRED, "Folder for checkpoints and results.")
+    hf_model: str | None = option(None, "Hugging Face folder (or hub name) of the model to start from.")
+    nemo_model: str | None = option(None, "NeMo checkpoint of the model to start from.")
+    training_algo: str = option("sft", "Fine-tuning on responses, or on preferences.", choices=("sft", "dpo"))
+    training_data: tuple[str, ...] = option(
+        (), "Files to train on, .jsonl or packed .npy, separated by commas.", separator=","
+    )
+    validation_data: tuple[str, ...] = option((), "Files to validate on, the same way.", separator=",")
+    num_training_jobs: int = option(
+        1, "Jobs that train one after the other, as time limits demand. 0 only averages.", minimum=0
+    )
+    average_steps: tuple[int, ...] = option(
+        (), "Steps of the checkpoints to average, as 500,1000. By default all that are kept."
+    )
+    final_hf_path: str | None = option(
+        None, "Folder for the averaged model, instead of model-averaged-hf in --output_dir."
+    )
+    final_nemo_path: str | None = option(None, "The same for --nemo_model, instead of model-averaged-nemo.")
+    backend: str = option("torch", "What trains.", choices=("torch", "megatron"))
+    training_device: str = option(
+        "auto",
+        "With cpu, --num_gpus counts processes per node that use no GPU; auto takes GPUs where there are.",
+        choices=("auto", "cpu", "cuda"),
+    )
+    config_path: str | None = option(None, "Folder of a YAML file with the main's arguments.")
+    config_name: str | None = option(None, "Name of that file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbOptions:
+    """Weights & Biases, where $WANDB_API_KEY is set."""
+
+    disable_wandb: bool = option(False, "Do not log there.")
+    wandb_project: str | None = option(
+        None, "Project; without a key the run then stays in a folder, for wandb sync."
+    )
+    wandb_group: str | None = option(None, "Group of runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HookOptions:
     """Before and after."""
 
@@ -194,11 +237,17 @@ class HookOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResourceOptions:
+class NodeOptions:
     """Resources."""
 
     num_gpus: int = option(0, "GPUs per node.", minimum=0)
     num_nodes: int = option(1, "Nodes.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceOptions(NodeOptions):
+    """Resources."""
+
     num_tasks: int = option(1, "Processes per node. More than one process needs Slurm.", minimum=1)
 
 

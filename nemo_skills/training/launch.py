@@ -103,7 +103,7 @@ class Launcher:
     def _variables(self, meeting: Meeting, local_rank: int) -> dict[str, str]:
         each = self._options.processes
         threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // each)
-        values = {
+        values: dict[str, object] = {
             "RANK": self._node * each + local_rank,
             "LOCAL_RANK": local_rank,
             "GROUP_RANK": self._node,
@@ -113,8 +113,6 @@ class Launcher:
             "MASTER_PORT": meeting.port,
             "OMP_NUM_THREADS": threads,
         }
-        if self._options.device == "cpu":
-            values["CUDA_VISIBLE_DEVICES"] = ""
         return {name: str(value) for name, value in values.items()}
 
     def _on_signal(self, signum: int, _frame: object) -> None:
@@ -154,7 +152,6 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch", description="Start the processes of a training run.")
     parser.add_argument("--processes", type=int, default=1, help="processes on each node")
     parser.add_argument("--nodes", type=int, default=1, help="nodes, on each of which Slurm starts this")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu hides the GPUs")
     parser.add_argument("command", nargs="+", help="after --: arguments of Python")
     return parser.parse_args(args)
 

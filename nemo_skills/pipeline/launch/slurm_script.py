@@ -56,6 +56,11 @@ def seconds(limit: str) -> int | None:
     return numbers[0] * 60 + (numbers[1] if numbers[1:] else 0)
 
 
+def time_limit(plan: Plan, job: Job) -> str | None:
+    """Return the time limit of a job in Slurm's form, if the cluster config says one."""
+    return plan.cluster.timeouts.get(plan.partition(job) or "", plan.cluster.default_timeout)
+
+
 def _batch_script(plan: Plan, layout: Layout, job: Job) -> str:
     index = {other.name: other for other in plan.jobs}
     following = next((other.name for other in plan.jobs if other.continues == job.name), "")
@@ -111,7 +116,7 @@ def _flags(options: Mapping[str, str | None]) -> list[str]:
 def _common_options(plan: Plan, job: Job) -> dict[str, str | None]:
     cluster, options = plan.cluster, plan.options
     given = _given(plan)
-    limit = cluster.timeouts.get(plan.partition(job) or "", cluster.default_timeout)
+    limit = time_limit(plan, job)
     log = _plain(f"{host_path(cluster, plan.log_dir)}/{job.name}-sbatch.log")
     return {
         "job-name": _job_name(plan, job),

@@ -1,0 +1,277 @@
+"""`ns train`: fine-tunes a model in a chain of jobs, and averages its checkpoints."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from nemo_skills.core.errors import JobFailedError, UserError
+from nemo_skills.core.log import get_logger
+from nemo_skills.pipeline import main_args
+from nemo_skills.pipeline.answering import encoded, refuse_owned
+from nemo_skills.pipeline.cluster.config import ClusterConfig
+from nemo_skills.pipeline.cluster.resolve import resolve_cluster
+from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
+from nemo_skills.pipeline.launch.records import Record
+from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
+from nemo_skills.pipeline.launch.submit import approach, launch
+from nemo_skills.pipeline.options import ClusterOptions, JobOptions, NodeOptions, TrainOptions, WandbOptions
+from nemo_skills.pipeline.wrapper import Context, wrapper
+
+LOG = get_logger(__name__)
+
+MAIN = "nemo_skills.training.start_sft"
+SCHEMA = "nemo_skills.training.start_sft:SftConfig"
+_MAINS = {
+    "sft": (MAIN, SCHEMA),
+    "dpo": ("nemo_skills.training.start_dpo", "nemo_skills.training.start_dpo:DpoConfig"),
+}
+LAUNCHER = "nemo_skills.training.launch"
+AVERAGE = "nemo_skills.training.average_checkpoints"
+AVERAGE_SUFFIX = "-average"
+UNFINISHED_CODE = 3
+"""Exit code of a main that has saved and is to be continued."""
+_ROLES = ("nemo", "nemo-skills")
+_MARGIN_S = 600
+"""Before the time limit the main saves and stops; the start of a container counts as well."""
+_MARGIN_SHARE = 4
+"""That never takes more than this fraction of the time limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call of the wrapper, with its cluster config found and its arguments in valid Hydra grammar."""
+
+    cluster: ClusterConfig
+    log_dir: str
+    job: JobOptions
+    nodes: NodeOptions
+    own: TrainOptions
+    wandb: Mapping[str, object]
+    """The main's arguments about Weights & Biases."""
+    args: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return self.job.expname or "train"
+
+    @property
+    def processes(self) -> int:
+        """How many of them each node has."""
+        return max(1, self.nodes.num_gpus)
+
+    @property
+    def train_dir(self) -> str:
+        """What the main calls its folder."""
+        return str(PurePosixPath(self.own.output_dir) / "training")
+
+    @property
+    def result(self) -> str:
+        """Folder of the averaged model."""
+        own = self.own
+        given, kind = (own.final_nemo_path, "nemo") if own.nemo_model else (own.final_hf_path, "hf")
+        return given or str(PurePosixPath(own.output_dir) / f"model-averaged-{kind}")
+
+
+@wrapper(main=MAIN, schema=SCHEMA)
+def train(
+    ctx: Context,
+    cluster: ClusterOptions,
+    job: JobOptions,
+    nodes: NodeOptions,
+    own: TrainOptions,
+    wandb: WandbOptions,
+) -> Record | None:
+    """Train a model, and average its checkpoints into `<output_dir>/model-averaged-hf`.
+
+    The jobs of a chain (--num_training_jobs) continue one another; those that find nothing left to do end at
+    once. Calling it again goes on from the last checkpoint. With --training_algo=dpo the main is
+    nemo_skills.training.start_dpo.
+    """
+    paths = [own.output_dir, *own.training_data, *own.validation_data]
+    paths += filter(None, (own.hf_model, own.nemo_model, own.final_hf_path, cluster.log_dir))
+    request = Request(
+        cluster=resolve_cluster(cluster, paths),
+        log_dir=cluster.log_dir or str(PurePosixPath(own.output_dir) / "training-logs"),
+        job=job,
+        nodes=nodes,
+        own=own,
+        wandb=wandb_values(wandb, job.expname, key=bool(os.environ.get("WANDB_API_KEY"))),
+        args=main_args.normalise(ctx.args),
+    )
+    plan = plan_train(request)
+    approach(request.cluster)
+    if own.num_training_jobs and not job.no_validate:
+        local = request.cluster.executor == "none"
+        main_args.validate(_MAINS[own.training_algo][1], main_arguments(request), local_files=local)
+    try:
+        return launch(plan, dry_run=job.dry_run)
+    except JobFailedError as error:
+        if error.exit_code != UNFINISHED_CODE:
+            raise
+        raise JobFailedError(
+            f"{error}\nThe training is not finished: run the same command again to go on, or with a larger"
+            " --num_training_jobs.",
+            exit_code=UNFINISHED_CODE,
+        ) from None
+
+
+def plan_train(request: Request) -> Plan:
+    """Plan the chain of jobs and the one that averages. Pure, but for looking whether the main is there.
+
+    Raises:
+        UserError: the options do not go together, or not with the cluster.
+    """
+    _check(request)
+    own, name = request.own, request.name
+    plan = Plan(expname=name, cluster=request.cluster, jobs=(), log_dir=request.log_dir, options=request.job)
+    jobs: tuple[Job, ...] = ()
+    if own.num_training_jobs:
+        first = _training_job(request)
+        limit = None if request.job.time_min else time_limit(plan, first)
+        if request.cluster.executor == "slurm" and (most := _main_seconds(limit)):
+            first = _training_job(request, {"exp_manager.max_time_per_run": _days(most)})
+        jobs = chain((first,), own.num_training_jobs - 1)
+    average = Job(
+        name=f"{name}{AVERAGE_SUFFIX}",
+        components=(Component(name="main", commands=(_average_command(request),), role=_role(request)),),
+        after=tuple(job.name for job in jobs[-1:]),
+        writes=(f"{request.result}/config.json",),
+    )
+    return replace(plan, jobs=(*jobs, average))
+
+
+def main_arguments(request: Request, more: Mapping[str, object] | None = None) -> tuple[str, ...]:
+    """Return the arguments of the main: the wrapper's own, then the user's, which win."""
+    own = request.own
+    values: dict[str, object] = {"model.restore_from_path": own.hf_model}
+    for key, files in (("train_ds", own.training_data), ("validation_ds", own.validation_data)):
+        if files[1:]:
+            values[f"model.data.{key}.file_names"] = list(files)
+        elif files:
+            values[f"model.data.{key}.file_path"] = files[0]
+    values |= {
+        "trainer.devices": request.processes,
+        "trainer.num_nodes": request.nodes.num_nodes,
+        "exp_manager.explicit_log_dir": request.train_dir,
+        "exp_manager.name": request.name,
+        **request.wandb,
+        **(more or {}),
+    }
+    file = [f"--{flag}={text}" for flag, text in _config_flags(own).items() if text]
+    return (*file, *encoded(values), *request.args)
+
+
+def wandb_values(options: WandbOptions, expname: str | None, *, key: bool) -> dict[str, object]:
+    """Return the main's arguments about Weights & Biases; `key` tells whether there is one."""
+    if options.disable_wandb:
+        return {}
+    if not key and not options.wandb_project:
+        LOG.info("no logging to W&B: WANDB_API_KEY is not set")
+        return {}
+    given = {"project": options.wandb_project, "group": options.wandb_group, "name": expname}
+    values: dict[str, object] = {"exp_manager.create_wandb_logger": True}
+    return values | {f"exp_manager.wandb_logger_kwargs.{k}": v for k, v in given.items() if v}
+
+
+def _training_job(request: Request, more: Mapping[str, object] | None = None) -> Job:
+    own, nodes = request.own, request.nodes
+    on_cpu = own.training_device == "cpu"
+    argv: Argv = ("-m", _MAINS[own.training_algo][0], *main_arguments(request, more))
+    if nodes.num_nodes * request.processes > 1:
+        counts = (f"--processes={request.processes}", f"--nodes={nodes.num_nodes}")
+        argv = ("-m", LAUNCHER, *counts, "--", *argv)
+    main = Component(
+        name="main",
+        commands=((PYTHON, *argv),),
+        role=_role(request),
+        nodes=nodes.num_nodes,
+        gpus=0 if on_cpu else nodes.num_gpus,
+        env=(("CUDA_VISIBLE_DEVICES", ""),) if on_cpu else (),
+    )
+    return Job(
+        name=request.name,
+        components=(main,),
+        unfinished_code=UNFINISHED_CODE,
+        writes=(f"{request.train_dir}/finished.json",),
+    )
+
+
+def _average_command(request: Request) -> Argv:
+    values: dict[str, object] = {
+        "checkpoints_dir": f"{request.train_dir}/checkpoints",
+        "output": request.result,
+    }
+    if request.own.average_steps:
+        values["steps"] = list(request.own.average_steps)
+    return (PYTHON, "-m", AVERAGE, *encoded(values))
+
+
+def _role(request: Request) -> str:
+    """Return the role that has torch: the training image, or where there is none that of the mains."""
+    return next((role for role in _ROLES if role in request.cluster.containers), _ROLES[-1])
+
+
+def _config_flags(own: TrainOptions) -> dict[str, str | None]:
+    return {"config-path": own.config_path, "config-name": own.config_name}
+
+
+def _main_seconds(limit: str | None) -> int | None:
+    """Return how long the main may run within a time limit."""
+    total = seconds(limit) if limit else None
+    return total - min(_MARGIN_S, total // _MARGIN_SHARE) if total else None
+
+
+def _days(total: int) -> str:
+    """Return a time as days, hours, minutes and seconds."""
+    minutes, rest = divmod(total, 60)
+    return f"{minutes // 1440:02d}:{minutes // 60 % 24:02d}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _check(request: Request) -> None:
+    """Refuse options that do not go together, all at once."""
+    own, nodes = request.own, request.nodes
+    trains = own.num_training_jobs > 0
+    module = _MAINS[own.training_algo][0]
+    if own.nemo_model:
+        raise UserError(
+            "--nemo_model: training from NeMo checkpoints is not available yet; convert the model to Hugging"
+            " Face format and give it as --hf_model"
+        )
+    checks = (
+        (own.backend != "torch", f"--backend={own.backend} is not available yet; --backend=torch is"),
+        (trains and not own.hf_model, "--hf_model is missing: the folder of the model to start from"),
+        (
+            bool(own.final_nemo_path),
+            "--final_nemo_path is for --nemo_model; with --hf_model it is --final_hf_path",
+        ),
+        (
+            request.job.dependent_jobs > 0,
+            "--dependent_jobs: how many jobs train is said by --num_training_jobs",
+        ),
+        (
+            nodes.num_nodes > 1 and request.cluster.executor != "slurm",
+            f"--num_nodes={nodes.num_nodes} needs a Slurm cluster (--cluster)",
+        ),
+        (own.training_device == "cuda" and not nodes.num_gpus, "--training_device=cuda needs --num_gpus"),
+        (bool(own.config_path) and not own.config_name, "--config_path needs --config_name"),
+        (
+            importlib.util.find_spec(module) is None,
+            f"--training_algo={own.training_algo} is not available yet",
+        ),
+    )
+    if problems := [text for wrong, text in checks if wrong]:
+        raise UserError("\n".join(problems))
+    owned = {
+        "model.restore_from_path": "--hf_model",
+        "exp_manager.explicit_log_dir": "--output_dir",
+        "trainer.devices": "--num_gpus",
+        "trainer.num_nodes": "--num_nodes",
+    }
+    for key, files in (("train_ds", own.training_data), ("validation_ds", own.validation_data)):
+        if files:
+            option = "--training_data" if key == "train_ds" else "--validation_data"
+            owned |= {f"model.data.{key}.{name}": option for name in ("file_path", "file_names")}
+    refuse_owned(request.args, owned)
