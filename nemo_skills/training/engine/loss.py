@@ -33,11 +33,10 @@ def install_token_losses(model: Any, chunk_size: int, device: torch.device) -> N
     inputs = _probe_inputs(device)
     targets = inputs["input_ids"][0].roll(-1)
     original_model, original_head = model.forward, head.forward
-    with torch.no_grad():
-        expected = cross_entropy(model(**inputs).logits[0].float(), targets, reduction="none")
-        head.forward = _ChunkedHead(original_head, chunk_size)
-        model.forward = types.MethodType(_forward, model)
-        found = model(**inputs, targets=targets)
+    expected = cross_entropy(model(**inputs).logits[0].float(), targets, reduction="none")
+    head.forward = _ChunkedHead(original_head, chunk_size)
+    model.forward = types.MethodType(_forward, model)
+    found = model(**inputs, targets=targets)
     if not torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE):
         LOG.warning("%s changes logits after its head: they are computed whole", type(model).__name__)
         head.forward = original_head

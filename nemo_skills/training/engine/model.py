@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from nemo_skills.core.errors import UserError
@@ -68,8 +69,8 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     if getattr(model, "_is_stateful", False) or not model._supports_attention_backend:
         raise UserError(f"{type(model).__name__} cannot keep rows apart that lie in one sequence.")
     _check_sharded(model, config, topology)
-    model.eval()
-    install_token_losses(model, config.loss_chunk_size, topology.device)
+    with evaluating(model):
+        install_token_losses(model, config.loss_chunk_size, topology.device)
     add_dropout(model, config)
     if config.peft.peft_scheme == "lora":
         from nemo_skills.training.engine.lora import add_lora
@@ -140,10 +141,14 @@ def _check_sharded(model: Any, config: ModelConfig, topology: Topology) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout and gradients off."""
+    """Switch dropout and gradients off for a while."""
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         model.train()
+        # without a backward pass FSDP leaves the last weights whole, which neither optimiser nor checkpoint expect
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()

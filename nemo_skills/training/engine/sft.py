@@ -120,7 +120,7 @@ def _computes_in_bf16(config: SftConfig, topology: Topology) -> bool:
     precision = config.trainer.precision
     if precision is None:
         return topology.device.type == "cuda"
-    return precision != "32"
+    return bool(precision != "32")
 
 
 def _log_options(config: Any, run: Run, step: int) -> LogOptions:
