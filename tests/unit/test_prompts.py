@@ -33,15 +33,15 @@ def refusal(*args: object, **kwargs: object) -> str:
 # --- values arrive unchanged
 
 
-@given(problem=st.text(), options=st.text())
-def test_any_values_arrive_unchanged(problem: str, options: str) -> None:
-    row = {"problem": problem, "options": options}
-    markers = {"problem": "<<problem>>", "options": "<<options>>"}
+@given(problem=st.text(), choices=st.text())
+def test_any_values_arrive_unchanged(problem: str, choices: str) -> None:
+    row = {"problem": problem, "choices": choices}
+    markers = {"problem": "<<problem>>", "choices": "<<choices>>"}
     [message] = get_prompt("generic/multichoice").fill(markers)
     [filled] = get_prompt("generic/multichoice").fill(row)
     before, rest = message["content"].split("<<problem>>")
-    between, after = rest.split("<<options>>")
-    assert filled == {"role": "user", "content": before + problem + between + options + after}
+    between, after = rest.split("<<choices>>")
+    assert filled == {"role": "user", "content": before + problem + between + choices + after}
 
 
 @given(st.text(), st.sampled_from(["{{", "}}", "{{x}}", "\\boxed{{}}", "${{y}}", ""]))
@@ -89,8 +89,8 @@ def test_unused_keys_of_a_row_do_not_matter() -> None:
 @pytest.mark.parametrize("template", [None, *list_templates()])
 def test_every_shipped_prompt_and_template_work_together(name: str, template: str | None) -> None:
     prompt = get_prompt(name, prompt_template=template)
-    keys = ("question", "problem", "options", "expected_answer", "predicted_answer")
-    filled = prompt.fill({key: f"value of {key}" for key in keys})
+    keys = ("question", "problem", "choices", "expected_answer", "predicted_answer", "example_test")
+    filled = prompt.fill({key: f"value of {key}" for key in (*keys, "format_note")})
     text = filled if isinstance(filled, str) else filled[-1]["content"]
     assert isinstance(filled, str) == prompt.is_text == (template is not None)
     assert "value of " in text
@@ -98,8 +98,11 @@ def test_every_shipped_prompt_and_template_work_together(name: str, template: st
 
 
 def test_shipped_names() -> None:
-    generic = {"codegen", "default", "math", "math-base", "multichoice"}
-    assert set(list_prompts()) == {f"generic/{name}" for name in generic} | {"judge/math"}
+    generic = {"codegen", "default", "instruction", "math", "math-base"}
+    generic |= {"multichoice", "multichoice-base", "multichoice-direct"}
+    code = {"human-eval", "livecodebench", "mbpp"}
+    names = {f"generic/{name}" for name in generic} | {f"code/{name}" for name in code}
+    assert set(list_prompts()) == names | {"judge/math"}
     assert set(list_templates()) == {"chatml", "llama3-base", "llama3-instruct", "qwen-instruct"}
 
 

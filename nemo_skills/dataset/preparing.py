@@ -1,0 +1,176 @@
+"""What all `prepare.py` share; a benchmark's own says only where its files are and what a row means."""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import atomic_output, check_input, disk_errors, write_file
+from nemo_skills.core.script import run_script
+from nemo_skills.dataset.base import BenchmarkDefaults
+from nemo_skills.dataset.download import download
+from nemo_skills.dataset.formats import Layout, read_rows
+from nemo_skills.dataset.lookup import default_data_dir
+from nemo_skills.dataset.manifest import Manifest, manifest_path
+from nemo_skills.dataset.rows import PreparedRow, SourceRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where a split comes from, and what it looks like when it is complete and unchanged."""
+
+    urls: tuple[str, ...]
+    rows: int | None = None
+    """How many rows it has, where that is known."""
+    sha256: str | None = None
+    """SHA-256 of the prepared file, where that is known; how the origin formats its files does not matter."""
+    layout: Layout = field(default_factory=Layout)
+    keep: Callable[[SourceRow], bool] = lambda _: True
+    """Which rows of the files belong to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How one benchmark is prepared."""
+
+    name: str
+    defaults: BenchmarkDefaults
+    splits: Mapping[str, Split]
+    convert: Callable[[SourceRow], PreparedRow]
+    """Makes a row of ours from one of the origin; without an `id` it gets its number."""
+    combine: Callable[[Iterable[SourceRow]], Iterable[SourceRow]] = lambda rows: rows
+    """Puts together what several files say about one row, where they do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` has written."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def report(self) -> str:
+        """One line for people."""
+        line = f"{self.manifest.rows} rows in {self.path}"
+        return line if self.manifest.checked else f"{line} (content not checked: no hash of it is known)"
+
+
+def prepare(
+    preparation: Preparation, split_name: str, output_dir: Path, sources: Sequence[Path] = ()
+) -> Prepared:
+    """Write `<split>.jsonl` and its manifest.
+
+    Args:
+        preparation: the benchmark.
+        split_name: one of its splits.
+        output_dir: folder to write to; made where absent.
+        sources: downloaded files of that split, or folders of them, where the origin cannot be reached.
+
+    Raises:
+        UserError: the origin cannot be reached, or its files are not as they should be.
+    """
+    split = preparation.splits[split_name]
+    for source in sources:
+        if not source.is_dir():
+            check_input(source)
+    output = output_dir / f"{split_name}.jsonl"
+    with disk_errors(output):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with _files(split, sources, output_dir) as files:
+            rows, digest = _write(output, preparation, split_name, files)
+        manifest = Manifest(
+            benchmark=preparation.name,
+            split=split_name,
+            rows=rows,
+            sha256=digest,
+            checked=split.sha256 is not None,
+            known_rows=split.rows,
+            sources=tuple(map(str, sources)) or split.urls,
+        )
+        write_file(manifest_path(output), manifest.to_json())
+    if split.rows not in {None, rows}:
+        print(
+            f"Warning: {output} has {rows} rows, but {preparation.name} {split_name} has {split.rows}",
+            file=sys.stderr,
+        )
+    return Prepared(path=output, manifest=manifest)
+
+
+@contextmanager
+def _files(split: Split, sources: Sequence[Path], output_dir: Path) -> Iterator[Sequence[Path]]:
+    if sources:
+        yield sources
+        return
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=output_dir) as folder:
+        yield [download(url, Path(folder)) for url in split.urls]
+
+
+def _write(output: Path, preparation: Preparation, split_name: str, files: Sequence[Path]) -> tuple[int, str]:
+    """Write the rows if they are the right ones; return their number and hash."""
+    split, count, digest = preparation.splits[split_name], 0, hashlib.sha256()
+    found = (row for path in files for row in read_rows(path, split.layout) if split.keep(row))
+    with atomic_output(output) as file:
+        for row in preparation.combine(found):
+            count += 1
+            prepared = {"id": f"{split_name}/{count}", **_convert(preparation, row)}
+            line = json.dumps(prepared, ensure_ascii=False).encode() + b"\n"
+            digest.update(line)
+            file.write(line)
+        _check(preparation, split_name, count, digest.hexdigest(), ", ".join(map(str, files)))
+    return count, digest.hexdigest()
+
+
+def _convert(preparation: Preparation, row: SourceRow) -> PreparedRow:
+    try:
+        return preparation.convert(row)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise row.error(f"not as {preparation.defaults.title}'s authors publish it ({error!r})") from error
+
+
+def _check(preparation: Preparation, split_name: str, rows: int, digest: str, where: str) -> None:
+    split, title = preparation.splits[split_name], preparation.defaults.title
+    if not rows:
+        raise UserError(f"{where}: there are no rows of {title} {split_name}")
+    if split.sha256 is None:
+        return
+    if rows != split.rows:
+        others = [name for name, other in preparation.splits.items() if other.rows == rows]
+        hint = f" This is the {others[0]} split: use --split {others[0]}." if others else ""
+        raise UserError(f"{where}: {rows} rows, but {title} {split_name} has {split.rows}.{hint}")
+    if digest != split.sha256:
+        raise UserError(
+            f"{where}: the number of rows is right, but their content differs from {title} {split_name}"
+        )
+
+
+def run(preparation: Preparation, args: Sequence[str] | None = None) -> None:
+    """Run the command line of one benchmark."""
+
+    def script() -> None:
+        given = _parser(preparation).parse_args(args)
+        print(prepare(preparation, given.split, given.output_dir, given.source).report)
+
+    run_script(script)
+
+
+def _parser(preparation: Preparation) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=f"Prepares {preparation.defaults.title} from {preparation.defaults.origin}"
+    )
+    parser.add_argument("--split", choices=tuple(preparation.splits), default=preparation.defaults.eval_split)
+    parser.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="files of the split, downloaded already, or a folder with them",
+    )
+    parser.add_argument("--output_dir", type=Path, default=default_data_dir() / preparation.name)
+    return parser
