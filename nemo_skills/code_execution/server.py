@@ -91,7 +91,7 @@ async def _answer(writer: asyncio.StreamWriter, status: int, fields: dict[str, A
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    limits, pool = Limits(), PoolOptions(workers=os.cpu_count() or 1)
+    limits, pool = Limits(), PoolOptions(workers=len(os.sched_getaffinity(0)))
     parser = argparse.ArgumentParser(
         prog="python -m nemo_skills.code_execution.server",
         description="Runs Python programs in boxes.",

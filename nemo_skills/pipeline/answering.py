@@ -14,6 +14,7 @@ from nemo_skills.pipeline.launch.survey import Queued, Survey
 from nemo_skills.pipeline.main_args import encode_override
 from nemo_skills.pipeline.options import HookOptions, ServerOptions
 from nemo_skills.pipeline.servers.component import server_components
+from nemo_skills.pipeline.servers.sandbox import sandbox_component
 
 MAIN = "nemo_skills.inference.generate"
 SCHEMA = "nemo_skills.inference.generate:GenerateConfig"
@@ -66,6 +67,7 @@ def answering_job(
 ) -> Job:
     """Return a job whose commands ask its server, or one that runs elsewhere, one after the other."""
     servers = server_components(server, one_machine=cluster.executor != "slurm")
+    sandboxes = (sandbox_component(),) if server.with_sandbox else ()
     main = Component(
         name="main",
         role=ROLE,
@@ -74,7 +76,7 @@ def answering_job(
         after=tuple(shell(hooks.postprocess_cmd)),
         independent=True,
     )
-    return Job(name=name, components=(*servers, main))
+    return Job(name=name, components=(*servers, *sandboxes, main))
 
 
 def find_progress(

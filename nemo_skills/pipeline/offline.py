@@ -72,6 +72,7 @@ def _problems(server: ServerOptions, *, on_slurm: bool) -> list[tuple[bool, str]
             engine not in _ENGINES,
             f"--offline needs --server_type, one of {', '.join(_ENGINES)}.{did_you_mean(engine, _ENGINES)}",
         ),
+        (server.with_sandbox, "--with_sandbox is for answers of a server; drop --offline"),
         (not server.model, "--offline needs --model, the folder of the model"),
         (
             bool(server.server_address),

@@ -86,6 +86,9 @@ class ServerOptions:
         1, "How many such servers share the work, on the same node and each with GPUs of its own.", minimum=1
     )
     server_args: str = option("", "More arguments for the server, in one text, passed on word for word.")
+    with_sandbox: bool = option(
+        False, "Start a sandbox in the job too, in which code that the model writes can run."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from nemo_skills.pipeline.options import (
     ServerOptions,
 )
 from nemo_skills.pipeline.servers.component import server_components
+from nemo_skills.pipeline.servers.sandbox import sandbox_component
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 NAME = "run_cmd"
@@ -97,7 +98,9 @@ def plan_command(request: Request) -> Plan:
         raise UserError("--num_nodes and --num_tasks need a Slurm cluster (--cluster)")
     if own.num_nodes * own.num_tasks > 1 and (hooks.preprocess_cmd or hooks.postprocess_cmd):
         raise UserError("--preprocess_cmd and --postprocess_cmd would run in each process: use --run_after")
-    hosted = server_components(server, one_machine=not on_slurm) if server != ServerOptions() else ()
+    own_server = server != ServerOptions(with_sandbox=server.with_sandbox)
+    hosted = server_components(server, one_machine=not on_slurm) if own_server else ()
+    sandboxes = (sandbox_component(),) if server.with_sandbox else ()
     argv: Argv = (PYTHON, _WAIT, "--", *request.argv) if hosted else request.argv
     main = Component(
         name="main",
@@ -112,7 +115,7 @@ def plan_command(request: Request) -> Plan:
     )
     cluster.container(main.role)
     name = request.job.expname or NAME
-    job = Job(name=name, components=(*hosted, main))
+    job = Job(name=name, components=(*hosted, *sandboxes, main))
     return Plan(
         expname=name,
         cluster=cluster,

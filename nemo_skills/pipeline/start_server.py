@@ -46,6 +46,8 @@ def start_server(
     Once it is ready its address is printed. On a cluster, that is the address inside of it; --create_tunnel
     makes the server answer on this machine too, through the ssh connection.
     """
+    if server.with_sandbox:
+        raise UserError("--with_sandbox is for commands whose job has a main that finds it, such as generate")
     config = resolve_cluster(cluster, [server.model] if server.model else [])
     log_dir = cluster.log_dir
     if log_dir is None:

@@ -35,7 +35,7 @@ class Publication:
 
     def __init__(self, options: argparse.Namespace, host: str, *, rank: int = 0) -> None:
         folder = run_folder() if rank == 0 else None
-        self._path = folder / f"server-{options.index}.json" if folder else None
+        self._path = folder / f"{options.kind}-{options.index}.json" if folder else None
         self._entry: dict[str, object] = {
             "name": options.name,
             "index": options.index,

@@ -4,8 +4,9 @@ Needs nothing but the standard library of Python 3.8, and runs by file path in a
 
     python launch.py --name vllm --index 0 --ready-path /health -- python -m … --host {host} --port {port}
 
-`$NS_RUN_DIR/server-<index>.json` tells clients the address and, later, that the server has ended. The server
-ends with the launcher, however the launcher ends, and takes all its children with it.
+`$NS_RUN_DIR/server-<index>.json` tells clients the address and, later, that the server has ended; with
+`--kind sandbox` the file is `sandbox-<index>.json`. The server ends with the launcher, however the launcher
+ends, and takes all its children with it.
 
 A server that spans nodes has a launcher in each of its Slurm tasks (`--tasks`). The first one answers
 requests and says in `$NS_RUN_DIR/head-<index>.json` where the others find it; when one ends, all fail.
@@ -270,6 +271,7 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch", description="Start a model server on a free port.")
     add = parser.add_argument
     add("--name", default="server", help="server type; shown in messages")
+    add("--kind", default="server", help="first word of the file in the run folder that tells of it")
     add("--index", type=int, default=0, help="number of this server among the job's servers")
     add("--count", type=int, default=1, help="how many servers the job has")
     add("--model", help="published for clients that were not told a model")

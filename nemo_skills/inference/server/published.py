@@ -45,10 +45,10 @@ class Published:
         return f"{text}; the end of its log {log}:\n{tail}" if tail else text
 
 
-def read_published(folder: Path) -> list[Published]:
-    """Return the servers published so far, by index; entries that cannot be read are left out."""
+def read_published(folder: Path, kind: str = "server") -> list[Published]:
+    """Return the servers of a kind published so far, by index; entries that cannot be read are left out."""
     found = []
-    for path in folder.glob("server-*.json"):
+    for path in folder.glob(f"{kind}-*.json"):
         try:
             entry = orjson.loads(path.read_bytes())
             found.append(

@@ -184,6 +184,9 @@ def _docker_run(plan: Plan, layout: Layout, job: Job, component: Component, engi
         # such a user has no entry in the image: programs that ask for a name or a home find these
         argv += ["--user", engine.user, "--env=HOME=/tmp", "--env=USER=nemo", "--env=LOGNAME=nemo"]
         argv += [f"--group-add={group}" for group in engine.groups]
+    if component.role == SANDBOX:
+        # what programs get inside is stricter, but takes namespaces, which the engine's own rules deny
+        argv += [f"--security-opt={rule}=unconfined" for rule in ("seccomp", "apparmor", "systempaths")]
     argv += _gpu_options(job, component, engine)
     argv += [f"--env=NS_RUN_DIR={_RUN_DIR}", "--env=NS_TERMINAL_WIDTH"]
     if component is not job.main:
