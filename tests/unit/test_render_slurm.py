@@ -155,6 +155,7 @@ FAN_OUT = (
     Job(name="g-chunk0", components=(MAIN,)),
     Job(name="g-chunk1", components=(MAIN,)),
     Job(name="g-merge", components=(MAIN,), after=("g-chunk0", "g-chunk1"), after_ids=("12",)),
+    Job(name="g-score", components=(MAIN,), after=("g-merge",), despite_failure=True),
 )
 
 
