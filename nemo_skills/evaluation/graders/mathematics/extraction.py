@@ -9,7 +9,7 @@ _HASHES = re.compile(r"####[ \t]*(\S.*)")
 # on text whose blanks are single, or runs of blanks would take cubic time
 _SENTENCE = re.compile(
     r"\banswer\b ?(?:\([^()\n]{0,60}\)|(?:to|for|of)\b[^.\n:=]{1,80}?)? ?(?:\*\*)? ?(?:(?:is|was|are)\b|:|=)"
-    r"(?! ?not\b)(?: ?(?:therefore|thus|then|simply|just|equal to|:|=))* ?(?:\*\*)?\s{0,3}(\S[^\n]*)",
+    r"(?! ?not\b)(?: ?(?:therefore|thus|then|simply|just|equal to|:|=))* ?(?:\*\*(?=\s))?\s{0,3}(\S[^\n]*)",
     re.IGNORECASE,
 )
 _BLANKS = re.compile(r"[^\S\n]+")

@@ -20,6 +20,7 @@ _FACTORIAL = re.compile(r"(\d+|\)|\}|!)\s*!")
 _LONG_DIGITS = re.compile(r"\d{400,}")
 
 
+@functools.cache
 def load() -> None:
     """Import the library.
 
@@ -64,6 +65,7 @@ def too_much(text: str) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def equivalent(expected: str, given: str) -> bool:
     """Whether two normalised answers mean the same; takes as long as it takes."""
+    load()
     from math_verify import verify
 
     left, right = _parse(expected), _parse(given)
