@@ -19,6 +19,7 @@ from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
 from nemo_skills.pipeline.options import EvalOptions, HookOptions, JobOptions, ServerOptions
 from nemo_skills.pipeline.servers.component import client_values
+from nemo_skills.pipeline.servers.sandbox import sandbox_component
 
 EVALUATE = "nemo_skills.evaluation.evaluate"
 SCORE = "nemo_skills.evaluation.score"
@@ -199,13 +200,17 @@ def _score(request: Request, progress: Progress, made: Sequence[Job]) -> tuple[l
         return [], ()
     job = Job(
         name=f"{request.name}{SCORE_SUFFIX}",
-        components=(_scorer(request),),
+        components=(*_sandbox(request), _scorer(request)),
         after=tuple(job.name for job in made),
         after_ids=tuple(sorted(queued)),
         despite_failure=True,
         writes=tuple(metrics),
     )
     return [job], tuple(dict.fromkeys(job.id for job in waiting.values() if job.state == "PENDING"))
+
+
+def _sandbox(request: Request) -> tuple[Component, ...]:
+    return (sandbox_component(),) if any(t.benchmark.defaults.needs_sandbox for t in request.targets) else ()
 
 
 def _scorer(request: Request) -> Component:

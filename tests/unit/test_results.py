@@ -1,0 +1,137 @@
+"""`ns summarize_results`: finds scores, puts models side by side, and prints them in several formats."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Group, Score
+from nemo_skills.pipeline import cli
+from nemo_skills.pipeline.result_files import short_names
+
+
+def report(benchmark: str, value: float, **changes: object) -> BenchmarkReport:
+    counts = Counts(total=800, correct=500, incorrect=280, no_answer=12, failed=8, truncated=3)
+    score = Score(value=value, problems=200, std_error=1.0, low=value - 2, high=value + 2)
+    values = {
+        "benchmark": benchmark,
+        "eval_type": "math",
+        "measure": "symbolic_correct",
+        "rows": 200,
+        "samples": 4,
+        "valid": True,
+        "counts": counts,
+        "metrics": {
+            "pass@1[avg-of-4]": {"symbolic_correct": score},
+            "pass@4": {"symbolic_correct": Score(value=value + 10, problems=200)},
+        },
+        "avg_tokens": 123.4,
+        "generation_seconds": 56.0,
+        "groups": (
+            Group(
+                field="level",
+                value="5",
+                rows=20,
+                counts=Counts(total=80, correct=80),
+                metrics={"pass@4": {"symbolic_correct": Score(value=99.0, problems=20)}},
+            ),
+        ),
+    }
+    return BenchmarkReport(**(values | changes))  # type: ignore[arg-type]
+
+
+def save(folder: Path, *reports: BenchmarkReport) -> None:
+    for one in reports:
+        path = folder / "eval-results" / one.benchmark / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(one.to_json()))
+
+
+@pytest.fixture
+def models(weird_tmp_path: Path) -> Path:
+    invalid = {"valid": False, "why_invalid": "8 of 800 samples failed | 1 %"}
+    save(weird_tmp_path / "runs" / "base & co", report("gsm8k", 50.0), report("math_x", 20.0))
+    save(weird_tmp_path / "runs" / "tuned", report("gsm8k", 75.25, **invalid))
+    return weird_tmp_path / "runs"
+
+
+def summary(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    code = cli.main(["summarize_results", *map(str, words)])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return said.out
+
+
+def test_models_side_by_side(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = summary(capsys, models)
+    names, header, _, *rows = out.splitlines()
+    assert names.split() == [*["base", "&", "co"] * 5, *["tuned"] * 5]
+    assert header.split().count("truncated") == 2
+    assert rows[0].split() == [
+        *("gsm8k", "pass@1[avg-of-4]", "symbolic_correct", "50.00", "2.00", "12/800", "3/800", "8/800"),
+        *("75.25", "!", "2.00", "12/800", "3/800", "8/800"),
+    ]
+    assert rows[1].split() == ["pass@4", "symbolic_correct", "60.00", "85.25", "!"]
+    assert rows[2].split()[0] == "math_x"
+    assert "! gsm8k of tuned is not valid: 8 of 800 samples failed | 1 %" in out
+
+
+def test_filters_and_patterns(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = summary(capsys, f"{models}/t*", "--groups")
+    assert "base" not in out
+    assert "gsm8k level=5" in out
+    assert "123" in out  # one model has room for tokens and seconds
+    assert "tuned" not in summary(capsys, models, "--only=base*,x")
+    assert "math_x" not in summary(capsys, models / "base & co" / "eval-results", "--benchmarks=gsm*")
+    assert cli.main(["summarize_results", str(models), "--benchmarks=mmlu"]) == 2
+    assert "no results that fit --benchmarks" in capsys.readouterr().err
+
+
+def test_formats_for_programs(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(summary(capsys, models, "--format=json"))
+    rows = list(csv.DictReader(io.StringIO(summary(capsys, models, "--format=csv"))))
+    assert len(data) == len(rows) == 6
+    assert [str(line["score"]) for line in data] == [row["score"] for row in rows]
+    (worst,) = [line for line in data if line["model"] == "tuned" and line["mode"] == "pass@4"]
+    assert (worst["valid"], worst["failed"], worst["folder"]) == (False, 8, str(models / "tuned"))
+
+
+def test_formats_for_documents(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header, rule, *rows = summary(capsys, models, "--format=markdown").splitlines()
+    assert header.count("|") == rule.count("|") == rows[0].count("|") == 13
+    latex = summary(capsys, models, "--format=latex")
+    assert r"base \& co" in latex
+    assert r"math\_x" in latex
+    assert "_x" not in latex.replace(r"\_x", "")
+    lines = [line for line in latex.splitlines() if line.endswith(r" \\")]
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {11}
+
+
+def test_broken_files_are_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = models / "tuned" / "eval-results" / "gsm8k" / "metrics.json"
+    path.write_text('{"format": 99}')
+    assert cli.main(["summarize_results", str(models)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert "99" in error
+    assert cli.main(["summarize_results", str(models / "nowhere")]) == 2
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_short_names_tell_folders_apart() -> None:
+    assert short_names(["/a/x/run", "/a/y/run"]) == {"/a/x/run": "x/run", "/a/y/run": "y/run"}
+    assert short_names(["/a/x"]) == {"/a/x": "x"}
+    assert short_names([]) == {}
+
+
+def test_scores_reach_the_board(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(models)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cli.summarize_results(folders=str(models / "tuned"), wandb_project="scores")
+    (run,) = (models / "wandb").glob("offline-run-*")
+    (record,) = run.glob("*.wandb")
+    assert b"gsm8k/pass@4/symbolic_correct" in record.read_bytes()
+    assert wandb.run is None
