@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from nemo_skills.core.errors import UserError
@@ -9,6 +10,7 @@ from nemo_skills.prompt.spec import TemplateConfig
 
 # `role`, `content`, and whatever else an OpenAI-style row carries: passed on as it is
 Message = dict[str, Any]
+_MARK = "assistant-answer"
 
 
 class Renderer(Protocol):
@@ -21,6 +23,10 @@ class Renderer(Protocol):
     def stop_phrases(self) -> tuple[str, ...]:
         """Texts that end the model's turn in this format."""
 
+    @property
+    def assistant_end(self) -> str:
+        """What stands behind the assistant's words, which a model learns to write; empty for messages."""
+
     def render(self, messages: Sequence[Message]) -> list[Message] | str:
         """Return messages for a chat endpoint, or a text for a completions endpoint."""
 
@@ -30,6 +36,7 @@ class ChatRenderer:
     """Leaves the format to the server."""
 
     stop_phrases: tuple[str, ...] = ()
+    assistant_end: str = ""
 
     def render(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages."""
@@ -46,6 +53,11 @@ class TemplateRenderer:
     def stop_phrases(self) -> tuple[str, ...]:
         """Those of the template."""
         return self.template.stop_phrases
+
+    @property
+    def assistant_end(self) -> str:
+        """That of the template, without line breaks that only separate turns."""
+        return self.template.assistant_end.rstrip("\n")
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text up to where the assistant's words begin, or go on."""
@@ -73,7 +85,7 @@ class TokenizerRenderer:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._tokenizer = _load_tokenizer(path)
+        self._tokenizer = load_tokenizer(path)
         if not self._tokenizer.chat_template:
             raise UserError(f"the tokenizer '{path}' has no chat template; use prompt_template=... instead")
         # Completions endpoints tokenize with special tokens: a BOS in the text would then be the second one
@@ -94,6 +106,13 @@ class TokenizerRenderer:
             raise UserError(f"the chat template of '{self._path}' refuses the messages: {error}") from None
         return text.removeprefix(self._bos) + started
 
+    @cached_property
+    def assistant_end(self) -> str:
+        """What the chat template writes behind an answer, without line breaks that only separate turns."""
+        messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        return text.rpartition(_MARK)[2].rstrip("\n") if _MARK in text else ""
+
 
 def _split_started(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """Split off the words of an assistant message at the end, which the model is to continue."""
@@ -112,7 +131,12 @@ def _content(message: Message) -> str:
     return content
 
 
-def _load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str) -> Any:
+    """Load a Hugging Face tokenizer.
+
+    Raises:
+        UserError: transformers is missing, or there is no tokenizer at this place.
+    """
     try:
         from transformers import AutoTokenizer
     except ImportError:

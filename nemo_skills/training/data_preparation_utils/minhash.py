@@ -1,0 +1,63 @@
+"""Which of many texts are similar to a given one: MinHash signatures find candidates, shingles decide.
+
+The similarity of two texts is the Jaccard index of their sets of shingles (short word sequences).
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+_BANDS = 42
+_ROWS = 3
+_PRIME = (1 << 61) - 1
+
+
+def shingles(words: Sequence[str], size: int) -> frozenset[int]:
+    """Return the hashes of all sequences of `size` words; a shorter text is one shingle."""
+    if not words:
+        return frozenset()
+    last = max(1, len(words) - size + 1)
+    return frozenset(
+        zlib.crc32(" ".join(words[i : i + size]).encode("utf-8", "surrogatepass")) for i in range(last)
+    )
+
+
+class SimilarTexts:
+    """An index of sets of shingles.
+
+    With 42 bands of 3 rows a text of similarity 0.5 is missed once in 250 times, one of 0.6 once in 25,000.
+    """
+
+    def __init__(self, sets: Iterable[frozenset[int]]) -> None:
+        dice = np.random.default_rng(0)
+        self._factors = dice.integers(1, 1 << 29, size=(_BANDS * _ROWS, 1), dtype=np.uint64)
+        self._offsets = dice.integers(0, _PRIME, size=(_BANDS * _ROWS, 1), dtype=np.uint64)
+        self._sets = tuple(sets)
+        self._buckets: dict[bytes, list[int]] = defaultdict(list)
+        for number, one in enumerate(self._sets):
+            for band in self._bands(one):
+                self._buckets[band].append(number)
+
+    def most_similar(self, one: frozenset[int]) -> tuple[int, float]:
+        """Return the number of the most similar set found, and the similarity; -1 and 0.0 for none."""
+        candidates = {number for band in self._bands(one) for number in self._buckets.get(band, ())}
+        scored = ((_jaccard(one, self._sets[number]), -number) for number in candidates)
+        similarity, number = max(scored, default=(0.0, 1))
+        return -number, similarity
+
+    def _bands(self, one: frozenset[int]) -> list[bytes]:
+        if not one:
+            return []
+        values: Any = np.fromiter(one, dtype=np.uint64, count=len(one))
+        # 29 + 32 bits: the product cannot overflow
+        smallest = ((self._factors * values + self._offsets) % _PRIME).min(axis=1)
+        rows = smallest.reshape(_BANDS, _ROWS)
+        return [bytes([band]) + rows[band].tobytes() for band in range(_BANDS)]
+
+
+def _jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)

@@ -1,0 +1,54 @@
+"""Steps about the output as a whole: its order, and which rows are kept for validation."""
+
+from dataclasses import dataclass
+
+from nemo_skills.core.hydra import opt
+from nemo_skills.training.data_preparation_utils.base import (
+    HASH_LIMIT,
+    Processor,
+    Row,
+    key_text,
+    number_of,
+    require,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffle(Processor):
+    """Puts the rows of the output in random order; every order is equally likely."""
+
+    seed: int = opt(0, "another seed, another order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Processor):
+    """Keeps some problems, with all their rows, for validation."""
+
+    validation: float | int = opt(0, "a share of the problems, below 1, or a number of them; 0 keeps none")
+    key: str = opt("problem", "rows that are the same here stay together")
+    seed: int = opt(0, "another seed, other problems")
+
+    def __post_init__(self) -> None:
+        require(self.validation >= 0, "validation must be 0 or more")
+        whole = self.validation < 1 or float(self.validation).is_integer()
+        require(whole, "validation must be a share below 1, or a whole number of problems")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is kept for validation."""
+        return self.validation > 0
+
+    @property
+    def problems(self) -> int:
+        """How many problems are wanted; 0 where it is a share."""
+        return int(self.validation) if self.validation >= 1 else 0
+
+    def number(self, row: Row) -> int:
+        """Return the number that decides about a row: the smallest ones go to validation."""
+        return number_of(self.seed, key_text(row, self.key))
+
+    def limit(self, smallest: set[int]) -> int:
+        """Return the first number that stays in the training data, knowing the smallest ones of all."""
+        if not self.problems:
+            return int(self.validation * HASH_LIMIT)
+        return max(sorted(smallest)[: self.problems], default=-1) + 1
