@@ -162,7 +162,10 @@ class SummaryOptions:
     """Results."""
 
     folders: tuple[str, ...] = option(
-        REQUIRED, "Folders of results, such as --output_dir of ns eval, or patterns of them.", place="DIR"
+        REQUIRED,
+        "Folders of results, such as --output_dir of ns eval, or patterns of them, separated by commas.",
+        separator=",",
+        place="DIR",
     )
     benchmarks: tuple[str, ...] = option((), "Only these benchmarks; names may be patterns.")
     only: tuple[str, ...] = option((), "Only folders whose name or path fits one of these patterns.")
@@ -181,7 +184,10 @@ class CompareOptions:
     """Comparison."""
 
     folders: tuple[str, ...] = option(
-        REQUIRED, "The two folders of results, such as --output_dir of ns eval.", place="DIR"
+        REQUIRED,
+        "The two folders of results, such as --output_dir of ns eval.",
+        separator=",",
+        place="DIR",
     )
     benchmarks: tuple[str, ...] = option((), "Only these benchmarks; names may be patterns.")
     show: int = option(0, "How many problems to list that only one of them solves.", minimum=0)
@@ -229,6 +235,17 @@ class WandbOptions:
         None, "Project; without a key the run then stays in a folder, for wandb sync."
     )
     wandb_group: str | None = option(None, "Group of runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """Generations to read."""
+
+    folders: tuple[str, ...] = option(
+        REQUIRED, "Folders with JSONL files, such as --output_dir of ns eval, or such files.", place="DIR"
+    )
+    port: int = option(0, "Port on this machine; any free one if it is 0.", minimum=0)
+    browser: bool = option(False, "Open the page in your browser.")
 
 
 @dataclass(frozen=True, kw_only=True)
