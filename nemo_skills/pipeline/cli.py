@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.eval import eval  # noqa: A004 (the command is called so)
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
+    from nemo_skills.pipeline.prepare_data import prepare_data
     from nemo_skills.pipeline.run_cmd import run_cmd
     from nemo_skills.pipeline.setup import setup
     from nemo_skills.pipeline.start_server import start_server
     from nemo_skills.pipeline.status import status
     from nemo_skills.pipeline.summarize_results import summarize_results
     from nemo_skills.pipeline.train import train
+    from nemo_skills.pipeline.view import view
 
 
 class CommandEntry(NamedTuple):
@@ -45,6 +47,10 @@ COMMANDS = {
     "eval": CommandEntry("nemo_skills.pipeline.eval:eval", "Score a model on benchmarks."),
     "summarize_results": CommandEntry(
         "nemo_skills.pipeline.summarize_results:summarize_results", "Show scores, models side by side."
+    ),
+    "view": CommandEntry("nemo_skills.pipeline.view:view", "Read generations on a local web page."),
+    "prepare_data": CommandEntry(
+        "nemo_skills.pipeline.prepare_data:prepare_data", "Prepare benchmarks for evaluation."
     ),
     "run_cmd": CommandEntry("nemo_skills.pipeline.run_cmd:run_cmd", "Run any command."),
     "setup": CommandEntry("nemo_skills.pipeline.setup:setup", "Write a cluster config, and check it."),
@@ -68,12 +74,14 @@ __all__ = [
     "generate",
     "logs",
     "main",
+    "prepare_data",
     "run_cmd",
     "setup",
     "start_server",
     "status",
     "summarize_results",
     "train",
+    "view",
     "wrap_arguments",
 ]
 

@@ -356,3 +356,17 @@ class SetupOptions:
     env_vars: tuple[str, ...] = option((), "Variables of your environment that jobs get, such as HF_TOKEN.")
     overwrite: bool = option(False, "Replace a config of that name.")
     verify: bool = option(False, "Write nothing, only check the config that --cluster names.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareDataOptions:
+    """Preparation of benchmarks."""
+
+    benchmarks: tuple[str, ...] = option(
+        (), "Names of benchmarks, or of groups such as math-all.", place="NAME"
+    )
+    split: str | None = option(None, "Split to prepare, instead of the one that scores are reported on.")
+    source: tuple[str, ...] = option(
+        (), "Files of the split that were downloaded already, for one benchmark.", separator=","
+    )
+    overwrite: bool = option(False, "Prepare also what is there already.")
