@@ -1,10 +1,10 @@
-"""Packed training data on disk: three `.npy` files that belong together, written and read some rows at a time.
+"""Packed training data on disk: three `.npy` files that belong together, written and read part by part.
 
 `<prefix>.input_ids.npy` (int32, packs x width, -1 behind the end), `<prefix>.loss_mask.npy` (bool, the same
-shape, true behind the end) and `<prefix>.seq_start_id.npy` (int32, packs x most sequences, -1 behind the end):
-where in the row each sequence begins. A sequence has one token more than the model is given at once: all but its
-last are inputs, all but its first are what the model should say. The mask stands with the inputs: it is true
-where the *next* token is learned, and so always false at the last token of a sequence.
+shape, true behind the end) and `<prefix>.seq_start_id.npy` (int32, packs x most sequences, -1 behind the
+end): where in the row each sequence begins. A sequence has one token more than the model is given at once:
+its last is no input, and its first is nothing the model should say. The mask stands with the inputs: it is
+true where the *next* token is learned, and so always false at the last token of a sequence.
 
 `<prefix>.json` says how the files were made. It and `input_ids` appear last: who finds these finds the rest.
 """
