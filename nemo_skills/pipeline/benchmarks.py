@@ -41,7 +41,7 @@ def find_targets(own: EvalOptions, cluster: ClusterConfig) -> tuple[Target, ...]
         UserError: one line for each benchmark that is unknown or asked for with different numbers of samples.
     """
     lookup = importlib.import_module("nemo_skills.dataset.lookup")
-    data_dir = _data_dir(own, cluster, str(lookup.default_data_dir()))
+    data_dir = data_folder(own, cluster, str(lookup.defaultdata_folder()))
     found: dict[str, Target] = {}
     problems = []
     for word in own.benchmarks:
@@ -70,7 +70,12 @@ def _split(word: str) -> tuple[str, int]:
     return name, int(number or 0)
 
 
-def _data_dir(data: DataOptions, cluster: ClusterConfig, default: str) -> str:
+def data_folder(data: DataOptions, cluster: ClusterConfig, default: str) -> str:
+    """Return the folder of prepared data, as jobs see it.
+
+    Raises:
+        UserError: jobs would not know where it is.
+    """
     folder = data.data_dir or default
     if cluster.executor != "none" and not PurePosixPath(folder).is_absolute():
         raise UserError(

@@ -242,7 +242,10 @@ class ViewOptions:
     """Generations to read."""
 
     folders: tuple[str, ...] = option(
-        REQUIRED, "Folders with JSONL files, such as --output_dir of ns eval, or such files.", place="DIR"
+        REQUIRED,
+        "Folders with JSONL files, such as --output_dir of ns eval, or such files.",
+        separator=",",
+        place="DIR",
     )
     port: int = option(0, "Port on this machine; any free one if it is 0.", minimum=0)
     browser: bool = option(False, "Open the page in your browser.")

@@ -1,10 +1,10 @@
 """Prepares MATH: `python -m nemo_skills.dataset.math.prepare`."""
 
-from nemo_skills.dataset.answers import last_boxed
 from nemo_skills.dataset.formats import Layout
 from nemo_skills.dataset.math import DEFAULTS
 from nemo_skills.dataset.preparing import Preparation, Split, run
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
+from nemo_skills.evaluation.graders.mathematics.extraction import last_boxed
 
 _ARCHIVE = "https://people.eecs.berkeley.edu/~hendrycks/MATH.tar"
 

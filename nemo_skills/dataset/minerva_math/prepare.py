@@ -1,9 +1,9 @@
 """Prepares Minerva math: `python -m nemo_skills.dataset.minerva_math.prepare`."""
 
-from nemo_skills.dataset.answers import last_boxed
 from nemo_skills.dataset.minerva_math import DEFAULTS
 from nemo_skills.dataset.preparing import Preparation, Split, run
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
+from nemo_skills.evaluation.graders.mathematics.extraction import last_boxed
 
 _FILE = "https://raw.githubusercontent.com/QwenLM/Qwen2.5-Math/main/evaluation/data/minerva_math/test.jsonl"
 
