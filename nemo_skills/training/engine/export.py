@@ -31,6 +31,9 @@ def export_model(model: Any, source: Path, folder: Path, dtype: torch.dtype) -> 
     settings.dtype = dtype
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(settings)
+    tied = getattr(shell, "all_tied_weights_keys", None) or {}
+    # a weight that stands for another one is not written twice
+    weights = {name: tensor for name, tensor in weights.items() if tied.get(name) not in weights}
     folder.mkdir(parents=True, exist_ok=True)
     copy_side_files(source, folder)
     shell.save_pretrained(folder, state_dict=weights)
