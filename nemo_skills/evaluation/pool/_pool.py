@@ -4,7 +4,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ class GradingPool:
         self._spec = spec
         self._limits = limits
 
-    def grade(self, items: Iterable[Item]) -> Iterator[Graded]:
+    def grade(self, items: Iterable[Item]) -> Generator[Graded]:
         """Yield every row with its grade, in order; close the iterator to stop early.
 
         Raises:
