@@ -41,7 +41,7 @@ def find_targets(own: EvalOptions, cluster: ClusterConfig) -> tuple[Target, ...]
         UserError: one line for each benchmark that is unknown or asked for with different numbers of samples.
     """
     lookup = importlib.import_module("nemo_skills.dataset.lookup")
-    data_dir = data_folder(own, cluster, str(lookup.defaultdata_folder()))
+    data_dir = data_folder(own, cluster, str(lookup.default_data_dir()))
     found: dict[str, Target] = {}
     problems = []
     for word in own.benchmarks:
