@@ -23,7 +23,7 @@ LOG = get_logger(__name__)
 
 MAIN = "nemo_skills.training.start_sft"
 SCHEMA = "nemo_skills.training.start_sft:SftConfig"
-_MAINS = {
+MAINS = {
     "sft": (MAIN, SCHEMA),
     "dpo": ("nemo_skills.training.start_dpo", "nemo_skills.training.start_dpo:DpoConfig"),
 }
@@ -105,7 +105,7 @@ def train(
     approach(request.cluster)
     if own.num_training_jobs and not job.no_validate:
         local = request.cluster.executor == "none"
-        main_args.validate(_MAINS[own.training_algo][1], main_arguments(request), local_files=local)
+        main_args.validate(MAINS[own.training_algo][1], main_arguments(request), local_files=local)
     try:
         return launch(plan, dry_run=job.dry_run)
     except JobFailedError as error:
@@ -179,7 +179,7 @@ def wandb_values(options: WandbOptions, expname: str | None, *, key: bool) -> di
 def _training_job(request: Request, more: Mapping[str, object] | None = None) -> Job:
     own, nodes = request.own, request.nodes
     on_cpu = own.training_device == "cpu"
-    argv: Argv = ("-m", _MAINS[own.training_algo][0], *main_arguments(request, more))
+    argv: Argv = ("-m", MAINS[own.training_algo][0], *main_arguments(request, more))
     if nodes.num_nodes * request.processes > 1:
         counts = (f"--processes={request.processes}", f"--nodes={nodes.num_nodes}")
         argv = ("-m", LAUNCHER, *counts, "--", *argv)
@@ -234,7 +234,7 @@ def _check(request: Request) -> None:
     """Refuse options that do not go together, all at once."""
     own, nodes = request.own, request.nodes
     trains = own.num_training_jobs > 0
-    module = _MAINS[own.training_algo][0]
+    module = MAINS[own.training_algo][0]
     if own.nemo_model:
         raise UserError(
             "--nemo_model: training from NeMo checkpoints is not available yet; convert the model to Hugging"
@@ -243,6 +243,7 @@ def _check(request: Request) -> None:
     checks = (
         (own.backend != "torch", f"--backend={own.backend} is not available yet; --backend=torch is"),
         (trains and not own.hf_model, "--hf_model is missing: the folder of the model to start from"),
+        (trains and not _has_data(request), "--training_data is missing: the files to train on"),
         (
             bool(own.final_nemo_path),
             "--final_nemo_path is for --nemo_model; with --hf_model it is --final_hf_path",
@@ -275,3 +276,10 @@ def _check(request: Request) -> None:
             option = "--training_data" if key == "train_ds" else "--validation_data"
             owned |= {f"model.data.{key}.{name}": option for name in ("file_path", "file_names")}
     refuse_owned(request.args, owned)
+
+
+def _has_data(request: Request) -> bool:
+    """Whether files to train on are given; a file of arguments may name them too."""
+    if request.own.training_data or request.own.config_name:
+        return True
+    return any("model.data" in arg or arg.startswith("--config") for arg in request.args)
