@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 _INSTALL = "install it with: pip install 'nemo-skills[boards]'"
-_ID_FILE = "wandb_id"
+ID_FILE = "wandb_id"
 
 
 class TensorBoardSink:
@@ -48,7 +48,7 @@ class WandbSink:
             import wandb
         except ImportError:
             raise UserError(f"W&B's package wandb is missing; {_INSTALL}, or train without W&B") from None
-        id_file = folder / _ID_FILE
+        id_file = folder / ID_FILE
         if not id_file.exists():
             write_file(id_file, secrets.token_hex(4).encode())
         mode: Any = os.environ.get("WANDB_MODE")
@@ -64,6 +64,8 @@ class WandbSink:
             dir=str(folder),
             mode=mode,
             config=dict(config),
+            # the log of the job is kept anyway
+            settings=wandb.Settings(console="off", silent=mode == "offline"),
         )
         # W&B's own steps never go back, as those of a resumed run do
         self._run.define_metric("step")
