@@ -36,13 +36,16 @@ class EvaluateConfig:
         if self.processes < 0 or self.memory_mb < 0:
             raise UserError("processes and memory_mb must be 0 or more.")
 
-    def files(self) -> Iterator[Path]:
-        """Yield the files."""
+    def files(self, problems: list[str]) -> Iterator[Path]:
+        """Yield the files; what is not there, or cannot be read, goes to `problems`."""
         from nemo_skills.core.jsonl import InputFiles
 
         given = [self.input_files] if isinstance(self.input_files, str) else self.input_files
         for text in given:
-            yield from InputFiles.find(text).paths
+            try:
+                yield from InputFiles.find(text).paths
+            except UserError as error:
+                problems.append(str(error))
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -61,8 +64,14 @@ def evaluate(config: EvaluateConfig) -> None:
         memory_mb=config.memory_mb,
     )
     grading = FileGrading(spec=spec, limits=limits, regrade=config.regrade)
-    for path in list(dict.fromkeys(config.files())):
-        get_logger(__name__).info("%s: %s.", path, grading.run(path))
+    problems: list[str] = []  # of one file, which must not keep the others from being graded
+    for path in list(dict.fromkeys(config.files(problems))):
+        try:
+            get_logger(__name__).info("%s: %s.", path, grading.run(path))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
 
 
 run = main(EvaluateConfig)(evaluate)

@@ -16,6 +16,7 @@ GRADERS: Mapping[str, str] = {
     "multichoice": f"{_HERE}.multichoice:MultichoiceGrader",
     "ifeval": f"{_HERE}.ifeval:IfevalGrader",
     "code": f"{_HERE}.code:CodeGrader",
+    "judge": f"{_HERE}.judge:JudgeGrader",
 }
 """`eval_type` → module and class. `package.module:Class` names a class of the user's own."""
 
