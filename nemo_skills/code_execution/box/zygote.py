@@ -106,8 +106,9 @@ def _watch(order: BoxOrder, channel: socket.socket) -> None:
 
 
 def _say(channel: socket.socket, error: Exception) -> None:
+    text = error.strerror if isinstance(error, OSError) and not error.filename else str(error)
     with contextlib.suppress(OSError):
-        send(channel, {"failed": str(error) or type(error).__name__})
+        send(channel, {"failed": text or type(error).__name__})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Grades programs by running tests in a sandbox."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.hydra import opt
+from nemo_skills.evaluation.graders.programs import (
+    call_program,
+    contest_program,
+    extract_code,
+    same_output,
+    same_value,
+    assertion_program,
+)
+from nemo_skills.evaluation.verdicts import Grade, Verdict
+
+if TYPE_CHECKING:
+    from nemo_skills.code_execution import ExecutionResult, Sandbox
+    from nemo_skills.dataset.livecodebench.tests import Test
+
+_QUEUE_S = 900.0
+_FIRST, _BATCH = 3, 16
+_SHOWN = 500
+_SPARE_BYTES = 10_000
+_EXIT_CODES = range(100, 250)
+_VERDICTS = {"infrastructure": Verdict.grader_error, "timed_out": Verdict.timed_out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeOptions:
+    """Where programs run, and how long."""
+
+    sandbox_address: str | None = opt(None, "http://host:port of a sandbox; null takes this job's own")
+    generation_key: str = opt("generation", "key of the model's answer")
+    time_limit_s: float = opt(10.0, "longest time for a run: all assertions, or one contest test")
+    tests: Literal["all", "base"] = opt("all", "base leaves out the tests that others added later (plus)")
+
+    def __post_init__(self) -> None:
+        """Check the limit."""
+        if self.time_limit_s <= 0:
+            raise UserError("time_limit_s must be positive.")
+
+
+class CodeGrader:
+    """Runs the last code block of an answer.
+
+    Rows have assertions in `test`, perhaps more in `plus_test`; or packed `tests` of a contest, whose
+    `test_type` is `stdin` or `functional`.
+    """
+
+    Options: ClassVar[type] = CodeOptions
+    measure: ClassVar[str] = "passing_tests"
+    version: ClassVar[int] = 1
+    timeout_s: ClassVar[float] = 1800.0
+    """Only a safeguard: the sandbox limits the programs."""
+
+    def __init__(self, options: CodeOptions) -> None:
+        self._options = options
+        self._sandbox: Sandbox | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys that every row must have."""
+        return (self._options.generation_key,)
+
+    def warm_up(self) -> None:
+        """Find the sandbox.
+
+        Raises:
+            UserError: there is none.
+        """
+        from nemo_skills.code_execution.finding import find_sandbox
+
+        self._sandbox = find_sandbox(self._options.sandbox_address)
+
+    def grade(self, row: Mapping[str, Any]) -> Grade:
+        """Run the tests of a row."""
+        code = extract_code(str(row[self._options.generation_key] or ""))
+        if code is None:
+            return Grade(verdict=Verdict.no_answer)
+        if "tests" in row:
+            return self._contest(row, code)
+        if "test" in row:
+            return self._assertions(row, code)
+        raise ValueError("the row has no tests: neither 'test' nor 'tests'")
+
+    def _assertions(self, row: Mapping[str, Any], code: str) -> Grade:
+        suites = {"passing_base_tests": row["test"]}
+        if row.get("plus_test") and self._options.tests == "all":
+            suites["passing_plus_tests"] = row["plus_test"]
+        scores: dict[str, int] = {}
+        verdict, details = Verdict.correct, dict[str, Any]()
+        for name, test in suites.items():
+            if verdict is Verdict.correct:
+                verdict, details = self._suite(row, code, test)
+            scores[name] = int(verdict is Verdict.correct)
+        if verdict.counts:
+            details = {"scores": scores, **details}
+        return Grade(verdict=verdict, predicted_answer=code, details=details)
+
+    def _suite(self, row: Mapping[str, Any], code: str, test: str) -> tuple[Verdict, dict[str, Any]]:
+        # a program that ends early, on purpose or not, does not know the code that says that all went well
+        passed = random.choice(_EXIT_CODES)
+        result = self._run(assertion_program(row, code, test, passed), ("",))[0]
+        if result.exit_code == passed:
+            return Verdict.correct, {}
+        return _failed(result)
+
+    def _contest(self, row: Mapping[str, Any], code: str) -> Grade:
+        from nemo_skills.dataset.livecodebench.tests import unpack
+
+        tests = unpack(row["tests"])
+        verdict, details = Verdict.correct, dict[str, Any]()
+        start = 0
+        while start < len(tests) and verdict is Verdict.correct:
+            batch = tests[start : start + (_BATCH if start else _FIRST)]
+            verdict, details = self._some_tests(row, code, batch)
+            if verdict is not Verdict.correct and "test" in details:
+                details = {**details, "test": details["test"] + start, "of": len(tests)}
+            start += len(batch)
+        return Grade(verdict=verdict, predicted_answer=code, details=details)
+
+    def _some_tests(
+        self, row: Mapping[str, Any], code: str, tests: "list[Test]"
+    ) -> tuple[Verdict, dict[str, Any]]:
+        functional = row["test_type"] == "functional"
+        mark = f"result-{random.getrandbits(64):016x}:"
+        program = call_program(row["entry_point"], code, mark) if functional else contest_program(code)
+        longest = max(len(test["output"].encode()) for test in tests)
+        results = self._run(program, tuple(test["input"] for test in tests), 2 * longest + _SPARE_BYTES)
+        for number, (test, result) in enumerate(zip(tests, results, strict=False), start=1):
+            if not result.ok:
+                verdict, details = _failed(result)
+                return verdict, {**details, "test": number}
+            same = same_value(result.stdout, mark, test["output"]) if functional else None
+            if not (same_output(result.stdout, test["output"]) if same is None else same):
+                return Verdict.incorrect, {"status": "wrong output", "test": number}
+        if len(results) < len(tests):
+            return Verdict.grader_error, {"error": "the sandbox gave too few results"}
+        return Verdict.correct, {}
+
+    def _run(
+        self, program: str, stdins: tuple[str, ...], output_bytes: int = _SPARE_BYTES
+    ) -> "list[ExecutionResult]":
+        from nemo_skills.code_execution.result import ExecutionRequest
+
+        if self._sandbox is None:
+            self.warm_up()
+        assert self._sandbox is not None
+        request = ExecutionRequest(
+            program, timeout_s=self._options.time_limit_s, stdins=stdins, max_output_bytes=output_bytes
+        )
+        return list(self._sandbox.run(request))
+
+
+def _failed(result: "ExecutionResult") -> tuple[Verdict, dict[str, Any]]:
+    verdict = _VERDICTS.get(result.status, Verdict.incorrect)
+    message = result.stderr[-_SHOWN:]
+    if verdict is Verdict.grader_error:
+        return verdict, {"error": message}
+    return verdict, {"status": str(result.status), "message": message}
