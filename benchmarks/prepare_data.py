@@ -26,10 +26,11 @@ import psutil
 
 BOUNDS = {"vs_json_loop": 0.5, "rss_2m_vs_100k": 1.3}
 SAMPLES = 4
-WORDS = (
-    "train station leaves minutes past nine travels steady speed kilometres hour how far come noon stops twice"
-    " quarter bakery rolls bag sold loose left bake Saturday choir singers altos half others sopranos tickets"
-).split()
+WORDS = [
+    *("train", "station", "leaves", "minutes", "past", "nine", "travels", "steady", "speed", "kilometres"),
+    *("hour", "how", "far", "come", "noon", "stops", "twice", "quarter", "bakery", "rolls", "bag", "sold"),
+    *("loose", "left", "bake", "Saturday", "choir", "singers", "altos", "half", "others", "sopranos"),
+]
 BEGIN = "<|start_header_id|>{}<|end_header_id|>\n\n"
 QUESTION = (
     "Work out the answer to the mathematics problem below. Explain your reasoning one step at a time, then"
@@ -45,10 +46,10 @@ def write_rows(path: Path, rows: int) -> None:
         for number in range(rows):
             problem = number // SAMPLES
             words = random.Random(problem).choices(WORDS, k=40)
-            answer = " ".join(dice.choices(WORDS, k=60))
+            answer = " ".join(dice.choices(WORDS, k=60)) if dice.random() < 0.8 else "same"
             row = {
                 "id": problem, "problem": f"{problem}: {' '.join(words)}?", "expected_answer": str(problem),
-                "generation": f"{answer if dice.random() < 0.8 else 'same'}. The answer is \\boxed{{{problem}}}.",
+                "generation": f"{answer}. The answer is \\boxed{{{problem}}}.",
                 "predicted_answer": str(problem),
                 "verdict": dice.choice(["correct", "correct", "correct", "incorrect"]),
                 "finish_reason": "length" if dice.random() < 0.05 else "stop",
