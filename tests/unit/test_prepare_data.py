@@ -75,7 +75,8 @@ def test_every_row_is_accounted_for(
         write(folder / f"in{number}.jsonl", rows[number::files])
     steps = [
         ReadGenerations(), Verdicts(keep=("correct", "incorrect")), Deduplicate(),
-        SamplePerProblem(max_samples=2), Split(validation=0.4), SelectKeys(drop=("verdict",)), Shuffle(seed=3),
+        SamplePerProblem(max_samples=2), Split(validation=0.4), SelectKeys(drop=("verdict",)),
+        Shuffle(seed=3),
     ]  # fmt: skip
     outcome = run(folder, steps, part_bytes=part_bytes)
     counted = outcome.tally.steps
@@ -213,7 +214,7 @@ def test_pairs_balance_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_row_that_is_no_good_is_named_and_nothing_is_written(tmp_path: Path, processes: int) -> None:
     write(tmp_path / "in1.jsonl", many_rows(10))
-    rows = many_rows(5)
+    rows = [{**row, "n": 100 + row["n"]} for row in many_rows(5)]
     del rows[3]["verdict"]
     write(tmp_path / "in2.jsonl", rows)
     with pytest.raises(UserError, match=r"in2\.jsonl:4: step2: the row has no 'verdict': grade"):
