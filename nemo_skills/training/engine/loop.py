@@ -1,7 +1,6 @@
 """The training loop: steps, validation, checkpoints, and stopping in time."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from nemo_skills.training.engine.checkpoint import Checkpoints, Progress, Traini
 from nemo_skills.training.engine.data import Batches, MicroBatch
 from nemo_skills.training.engine.model import autocast, evaluating
 from nemo_skills.training.engine.optimiser import build_gradients, clip_gradients, learning_rate
+from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.engine.speed import Speed
 from nemo_skills.training.metrics_log import MetricsLog
@@ -44,25 +44,6 @@ class Run:
         """All steps of the run."""
         by_epochs = max(1, self.schedule.max_epochs * self.batches.rows // self.batches.global_size)
         return by_epochs if self.schedule.max_steps == -1 else min(by_epochs, self.schedule.max_steps)
-
-
-class StopFlag:
-    """Set by SIGTERM, or when the time is over."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._end = math.inf if seconds is None else time.monotonic() + seconds
-        self._reason = ""
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, *_: object) -> None:
-        self._reason = "SIGTERM"
-
-    @property
-    def reason(self) -> str:
-        """Why to stop; empty to go on."""
-        if not self._reason and time.monotonic() >= self._end:
-            self._reason = "max_time_per_run"
-        return self._reason
 
 
 @dataclass

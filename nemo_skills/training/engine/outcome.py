@@ -1,5 +1,8 @@
-"""How a run ended, in files that the next run of a chain and its launcher read. Imports no torch."""
+"""When to stop, and how a run ended, in files that the next one of a chain reads. Imports no torch."""
 
+import math
+import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,3 +57,22 @@ def forget_outcome(folder: Path) -> None:
     with disk_errors(folder):
         for name in (FINISHED_FILE, STOPPED_FILE):
             (folder / name).unlink(missing_ok=True)
+
+
+class StopFlag:
+    """Set by SIGTERM, or when the time is over."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._reason = ""
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._reason = "SIGTERM"
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; empty to go on."""
+        if not self._reason and time.monotonic() >= self._end:
+            self._reason = "max_time_per_run"
+        return self._reason

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -99,7 +100,10 @@ def start(model: ModelConfig, trainer: TrainerConfig) -> Topology:
     if world == 1:
         return Topology(device=device)
     # numbers are agreed upon through CPU memory also where tensors travel between GPUs
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        # the others wait while one writes a large model
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
     ranks = torch.arange(world).view(-1, cp, tp)
     cp_groups = ranks.permute(0, 2, 1).reshape(-1, cp).tolist()
     return Topology(

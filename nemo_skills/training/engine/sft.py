@@ -12,10 +12,10 @@ from nemo_skills.training.config import DatasetConfig, SftConfig, as_dict
 from nemo_skills.training.engine import parallel
 from nemo_skills.training.engine.checkpoint import Checkpoints, Training
 from nemo_skills.training.engine.data import Batches, MicroBatch, open_samples
-from nemo_skills.training.engine.loop import Run, StopFlag, Trainer
+from nemo_skills.training.engine.loop import Run, Trainer
 from nemo_skills.training.engine.model import build_model, find_model
 from nemo_skills.training.engine.optimiser import build_optimiser
-from nemo_skills.training.engine.outcome import Outcome, forget_outcome, write_outcome
+from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcome, write_outcome
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
 from nemo_skills.training.tokenise import load_tokenizer
@@ -23,13 +23,12 @@ from nemo_skills.training.tokenise import load_tokenizer
 LOG = get_logger(__name__)
 
 
-def train_sft(config: SftConfig) -> bool:
+def train_sft(config: SftConfig, stop: StopFlag) -> bool:
     """Train, or go on training; tell whether all steps are done.
 
     Raises:
         UserError: the configuration, the data or the model cannot be used.
     """
-    stop = StopFlag(config.exp_manager.seconds_per_run)
     topology = parallel.start(config.model, config.trainer)
     if not topology.is_main:
         logging.getLogger().setLevel(logging.WARNING)
@@ -119,8 +118,8 @@ def _open(config: DatasetConfig, tokenizer: Any, topology: Topology, seed: int) 
 def _computes_in_bf16(config: SftConfig, topology: Topology) -> bool:
     precision = config.trainer.precision
     if precision is None:
-        return topology.device.type == "cuda"
-    return bool(precision != "32")
+        return bool(topology.device.type == "cuda")
+    return precision != "32"
 
 
 def _log_options(config: Any, run: Run, step: int) -> LogOptions:

@@ -1,0 +1,115 @@
+"""Every way to spread a run over processes gives the losses and gradients of a single process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.train_runs import (
+    ONE_THREAD,
+    build_small,
+    largest_difference,
+    metrics,
+    sft_args,
+    train_here,
+    write_rows,
+)
+
+pytestmark = pytest.mark.service("train")
+
+DRIVER = Path(__file__).with_name("train_driver.py")
+TP, CP, FSDP = "model__tensor_model_parallel_size", "model__context_parallel_size", "model__fsdp"
+ROWS, STEPS = 80, 4
+STEADY: dict[str, Any] = {
+    "trainer__sft__max_steps": STEPS,
+    "trainer__sft__val_check_interval": 2,
+    "trainer__sft__save_interval": 2,
+}
+
+
+class Runs:
+    """Trains the same in different ways, and knows the reference."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = write_rows(folder / "train.jsonl", ROWS)
+        held_out = write_rows(folder / "held-out.jsonl", 21, seed=1)
+        self.steady = {**STEADY, "model__data__validation_ds__file_path": held_out}
+        self.models = {
+            "llama": build_small(folder / "llama"),
+            "qwen3": build_small(folder / "qwen3", "qwen3"),
+            "tied": build_small(folder / "tied", tie_word_embeddings=True),
+        }
+        for kind in self.models:
+            assert train_here(self.args(kind, "one"))
+
+    def args(self, kind: str, name: str, **more: Any) -> list[str]:
+        return sft_args(self.models[kind], self.rows, self.output(kind, name), **{**self.steady, **more})
+
+    def output(self, kind: str, name: str) -> Path:
+        return self.folder / f"{kind}-{name}"
+
+    def spread(self, processes: int, cases: dict[tuple[str, str], dict[str, Any]]) -> None:
+        """Train all cases with so many processes."""
+        todo = [{"args": self.args(kind, name, **more)} for (kind, name), more in cases.items()]
+        plan = self.folder / f"cases-{processes}.json"
+        plan.write_text(json.dumps(todo))
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        ended = subprocess.run(
+            [*argv, str(processes), str(DRIVER), str(plan)],
+            env=ONE_THREAD,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert ended.returncode == 0, ended.stderr[-5000:]
+
+    def check(self, kind: str, name: str, share: float) -> None:
+        """Compare a case with one process: figures, sharding, and the exported model."""
+        from safetensors.torch import load_file
+
+        assert largest_difference(metrics(self.output(kind, "one")), metrics(self.output(kind, name))) < 1e-5
+        shares = json.loads((self.output(kind, name) / "shards.json").read_text())
+        assert len(shares) == 14
+        # None: it is no distributed tensor
+        assert set(shares.values()) == {share}
+        exported = [
+            load_file(self.output(kind, which) / f"checkpoints/step={STEPS}/hf/model.safetensors")
+            for which in ("one", name)
+        ]
+        assert exported[0].keys() == exported[1].keys()
+        for key, weight in exported[0].items():
+            assert (exported[1][key] - weight).abs().max() < 2e-4
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("train"))
+
+
+def test_two_processes(runs: Runs) -> None:
+    cases: dict[tuple[str, str], dict[str, Any]] = {
+        ("tied", "fsdp"): {},
+        ("llama", "copies"): {FSDP: False},
+        ("tied", "tp"): {TP: 2},
+        ("llama", "cp"): {CP: 2},
+    }
+    runs.spread(2, cases)
+    for (kind, name), share in zip(cases, (1 / 2, 1, 1 / 2, 1 / 2), strict=True):
+        runs.check(kind, name, share)
+
+
+def test_four_processes(runs: Runs) -> None:
+    cases: dict[tuple[str, str], dict[str, Any]] = {
+        ("llama", "fsdp4"): {},
+        # norms of single heads: gradients of several micro-batches must be added up with care
+        ("qwen3", "tp-fsdp"): {TP: 2},
+        ("llama", "cp4"): {CP: 4},
+        ("qwen3", "tp-cp"): {TP: 2, CP: 2},
+    }
+    runs.spread(4, cases)
+    for (kind, name), share in zip(cases, (1 / 4, 1 / 4, 1 / 4, 1 / 4), strict=True):
+        runs.check(kind, name, share)
