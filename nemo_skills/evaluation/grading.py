@@ -25,7 +25,7 @@ from nemo_skills.core.jsonl import (
 )
 from nemo_skills.core.jsonl import Line as RowLine
 from nemo_skills.evaluation.graders import GraderSpec
-from nemo_skills.evaluation.pool import GradingPool, Item, Limits
+from nemo_skills.evaluation.pool import GradingPool, Item
 from nemo_skills.inference.done import DoneMark, OutputStamp, key_pieces
 from nemo_skills.inference.outputs import OutputPaths
 
@@ -51,10 +51,10 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class FileGrading:
-    """Grades files with one grader."""
+    """Grades files, one after the other."""
 
     spec: GraderSpec
-    limits: Limits
+    pool: GradingPool
     regrade: bool = False
     """Grade rows again that have a grade of the same grader and settings."""
 
@@ -68,7 +68,7 @@ class FileGrading:
         work = _Work(path=path, fingerprint=self.spec.fingerprint, keys=grader.keys, regrade=self.regrade)
         journal = Journal.open(path.with_name(f"{path.name}-grading"))
         try:
-            summary = work.grade(journal, GradingPool(self.spec, self.limits))
+            summary = work.grade(journal, self.pool)
             if summary.graded or not journal.empty:
                 work.write(journal, summary)
             journal.remove()

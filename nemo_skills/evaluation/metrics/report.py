@@ -65,6 +65,7 @@ class Group:
     field: str
     value: str
     rows: int
+    """Number of its problems."""
     counts: Counts
     metrics: Scores
 

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Self
 
 import orjson
 
@@ -108,7 +107,7 @@ class Worker:
 
 
 class Crew:
-    """The nursery and how to get at the workers it makes; a context manager."""
+    """The nursery and how to get at the workers it makes."""
 
     def __init__(self, spec: GraderSpec, processes: int, memory: int) -> None:
         self.processes = processes
@@ -132,10 +131,8 @@ class Crew:
                 stdin=subprocess.DEVNULL,
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End all processes."""
         # the nursery takes this as the sign to kill the workers and end
         self.control.close()
         try:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.evaluation.graders import GraderSpec
@@ -62,12 +62,26 @@ class GradingPool:
 
     An answer that takes longer than allowed is `timed_out`: its process is killed and replaced, which
     disturbs no other answer. An answer over which two processes died is a `grader_error`. Processes are
-    started when the first row needs them, and end with the iteration, or with this process, however it ends.
+    started when the first row needs them, and end when the pool is closed, or with this process, however it
+    ends. Grade one sequence of rows at a time.
     """
 
     def __init__(self, spec: GraderSpec, limits: Limits) -> None:
         self._spec = spec
         self._limits = limits
+        self._shift: _Shift | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._shift is not None:
+            self._shift.close()
+            self._shift = None
 
     def grade(self, items: Iterable[Item]) -> Generator[Graded]:
         """Yield every row with its grade, in order; close the iterator to stop early.
@@ -79,15 +93,17 @@ class GradingPool:
         yield from window.finished()
         if window.exhausted:
             return
-        limits = self._limits
-        with Crew(self._spec, limits.workers, limits.memory_mb << 20) as crew:
-            shift = _Shift(crew, window, limits.timeout_s)
-            try:
-                while not window.exhausted:
-                    shift.step()
-                    yield from window.finished()
-            finally:
-                shift.close()
+        if self._shift is None:
+            crew = Crew(self._spec, self._limits.workers, self._limits.memory_mb << 20)
+            self._shift = _Shift(crew, self._limits.timeout_s)
+        try:
+            while not window.exhausted:
+                self._shift.step(window)
+                yield from window.finished()
+        except BaseException:
+            # the processes are busy with what nobody wants any more
+            self.close()
+            raise
 
 
 @dataclass(kw_only=True)
@@ -185,9 +201,9 @@ class _Pace:
 class _Shift:
     """Workers at work."""
 
-    def __init__(self, crew: Crew, window: _Window, timeout_s: float) -> None:
+    def __init__(self, crew: Crew, timeout_s: float) -> None:
         self._crew = crew
-        self._window = window
+        self._window = _Window([])
         self._timeout_s = timeout_s
         self._pace = _Pace()
         self._stillborn = 0
@@ -197,13 +213,15 @@ class _Shift:
             crew.ask_for(slot)
 
     def close(self) -> None:
-        """Forget the workers; the crew ends them."""
+        """End the workers."""
         for worker in self._workers():
             worker.channel.close()
         self._selector.close()
+        self._crew.close()
 
-    def step(self) -> None:
+    def step(self, window: "_Window") -> None:
         """Wait until something happens, and see to it."""
+        self._window = window
         for worker in self._workers():
             self._supply(worker)
         for key, events in self._selector.select(self._patience()):

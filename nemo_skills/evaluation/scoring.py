@@ -1,0 +1,106 @@
+"""Turns graded files into reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import disk_errors, write_file
+from nemo_skills.evaluation.metrics.modes import all_modes
+from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Group
+from nemo_skills.evaluation.metrics.samples import count
+from nemo_skills.evaluation.results import OutputFiles, Results, read_results, split_by_group
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Up to which share of all samples a score is still believed."""
+
+    infrastructure: float
+    truncated: float
+    timed_out: float
+
+    def why_invalid(self, counts: Counts) -> str | None:
+        """Say what is wrong with a score; None when nothing is."""
+        if not counts.total:
+            return "there are no rows"
+        reasons = []
+        for count, most, what in (
+            (counts.infrastructure, self.infrastructure, "have no verdict"),
+            (counts.truncated, self.truncated, "were cut off at the token limit"),
+            (counts.timed_out, self.timed_out, "took too long to grade"),
+        ):
+            share = count / counts.total
+            if share > most:
+                reasons.append(
+                    f"{count} of {counts.total} answers ({share:.1%}) {what}, more than {most:.1%}"
+                )
+        return "; ".join(reasons) or None
+
+
+def score_benchmark(folder: Path, thresholds: Thresholds, group_by: Sequence[str] = ()) -> BenchmarkReport:
+    """Score the graded files in a folder.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    files = OutputFiles.find(folder)
+    runs = files.seeded or ((files.greedy,) if files.greedy else ())
+    if not runs:
+        raise UserError(f"{folder} has no output.jsonl or output-rs0.jsonl.")
+    results = read_results(runs, group_by)
+    counts = results.counts()
+    why = thresholds.why_invalid(counts)
+    metrics = dict(all_modes(list(results.problems.values()), results.measure, results.runs))
+    if files.seeded and files.greedy:
+        greedy = read_results([files.greedy])
+        metrics |= all_modes(list(greedy.problems.values()), greedy.measure, 1)
+        greedy_why = thresholds.why_invalid(greedy.counts())
+        why = why or (f"{files.greedy.name}: {greedy_why}" if greedy_why else None)
+    return BenchmarkReport(
+        benchmark=folder.name,
+        eval_type=results.eval_type,
+        measure=results.measure,
+        rows=len(results.problems),
+        samples=results.runs,
+        valid=why is None,
+        why_invalid=why,
+        counts=counts,
+        metrics=metrics,
+        avg_tokens=results.tokens / results.with_tokens if results.with_tokens else None,
+        generation_seconds=_seconds(results),
+        groups=tuple(_groups(results, group_by)),
+        files=tuple(path.name for path in results.files),
+    )
+
+
+def write_report(folder: Path, report: BenchmarkReport) -> Path:
+    """Write `metrics.json`; it appears complete."""
+    path = folder / METRICS
+    with disk_errors(path):
+        write_file(path, orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
+    return path
+
+
+def _groups(results: Results, group_by: Sequence[str]) -> list[Group]:
+    return [
+        Group(
+            field=name,
+            value=value,
+            rows=len(problems),
+            counts=count(problems, results.runs),
+            metrics=all_modes(problems, results.measure, results.runs),
+        )
+        for number, name in enumerate(group_by)
+        for value, problems in split_by_group(results, number)
+    ]
+
+
+def _seconds(results: Results) -> float | None:
+    if results.first_request is None or results.last_answer is None:
+        return None
+    return results.last_answer - results.first_request
