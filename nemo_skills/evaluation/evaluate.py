@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from nemo_skills.core.log import get_logger, setup_logging
     from nemo_skills.evaluation.graders import GraderSpec, grader_class
     from nemo_skills.evaluation.grading import FileGrading
-    from nemo_skills.evaluation.pool import Limits
+    from nemo_skills.evaluation.pool import GradingPool, Limits
 
     setup_logging(config.log_level)
     spec = GraderSpec(name=config.eval_type, options=config.grader)
@@ -63,13 +63,14 @@ def evaluate(config: EvaluateConfig) -> None:
         processes=config.processes,
         memory_mb=config.memory_mb,
     )
-    grading = FileGrading(spec=spec, limits=limits, regrade=config.regrade)
     problems: list[str] = []  # of one file, which must not keep the others from being graded
-    for path in list(dict.fromkeys(config.files(problems))):
-        try:
-            get_logger(__name__).info("%s: %s.", path, grading.run(path))
-        except UserError as error:
-            problems.append(str(error))
+    with GradingPool(spec, limits) as pool:
+        grading = FileGrading(spec=spec, pool=pool, regrade=config.regrade)
+        for path in list(dict.fromkeys(config.files(problems))):
+            try:
+                get_logger(__name__).info("%s: %s.", path, grading.run(path))
+            except UserError as error:
+                problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
