@@ -69,7 +69,6 @@ def make_app(files: Sequence[OutputFile]) -> "web.Application":
     try:
         import jinja2
         import latex2mathml  # noqa: F401
-        import mdit_py_plugins  # noqa: F401
     except ImportError as error:
         raise UserError(f"ns view needs {error.name}: pip install 'nemo-skills[view]'") from None
     from aiohttp import web
@@ -82,7 +81,8 @@ def make_app(files: Sequence[OutputFile]) -> "web.Application":
         return web.Response(text=text, content_type="text/html")
 
     async def overview(_request: web.Request) -> web.Response:
-        return show("index.html.jinja", files=files, runs=list(dict.fromkeys(file.run for file in files)))
+        runs = list(dict.fromkeys(file.run for file in files))
+        return show("index.html.jinja", files=list(enumerate(files)), runs=runs)
 
     async def rows(request: web.Request) -> web.Response:
         try:
@@ -128,7 +128,7 @@ def _contents(files: Sequence[OutputFile], query: Query) -> dict[str, Any]:
     page = look([file.rows for file in shown], query.row, query.what)
     address = partial(query.address, up=False)
     return {
-        "files": files,
+        "files": list(enumerate(files)),
         "shown": shown,
         "query": query,
         "page": page,
