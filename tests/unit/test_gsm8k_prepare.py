@@ -11,10 +11,13 @@ import pytest
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.dataset.gsm8k import DEFAULTS
-from nemo_skills.dataset.gsm8k.prepare import SPLITS, SourceRow, parse_rows, prepare
+from nemo_skills.dataset.gsm8k.prepare import PREPARATION, convert
+from nemo_skills.dataset.preparing import prepare
+from nemo_skills.dataset.rows import SourceRow
 from nemo_skills.prompt.utils import get_prompt
 
 REPO = Path(__file__).resolve().parents[2]
+SPLITS = PREPARATION.splits
 
 
 def real_file(split: str) -> Path:
@@ -28,13 +31,15 @@ def real_file(split: str) -> Path:
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_real_row_is_prepared(split: str, weird_tmp_path: Path) -> None:
     source = real_file(split)
-    output = prepare(split, weird_tmp_path / "new", source)
+    prepared = prepare(PREPARATION, split, weird_tmp_path / "new", [source])
+    output = prepared.path
+    assert prepared.manifest.checked
     assert output == weird_tmp_path / "new" / f"{split}.jsonl"
     rows = [json.loads(line) for line in output.read_text().split("\n")[:-1]]
     originals = [json.loads(line) for line in source.read_text().split("\n")[:-1]]
     assert len(rows) == len(originals) == SPLITS[split].rows
     for row, original in zip(rows, originals, strict=True):
-        assert list(row) == ["problem", "expected_answer", "reference_solution"]
+        assert list(row) == ["id", "problem", "expected_answer", "reference_solution"]
         assert row["problem"] == original["question"]
         assert re.fullmatch(r"-?\d+(\.\d+)?", row["expected_answer"])
         assert not re.search(r"<<|>>|####", row["reference_solution"])
@@ -43,15 +48,16 @@ def test_every_real_row_is_prepared(split: str, weird_tmp_path: Path) -> None:
 
 
 def test_prepared_rows_fit_the_default_prompt(weird_tmp_path: Path) -> None:
-    output = prepare(DEFAULTS.eval_split, weird_tmp_path, real_file(DEFAULTS.eval_split))
-    row = json.loads(output.read_text().split("\n")[0])
+    split = DEFAULTS.eval_split
+    prepared = prepare(PREPARATION, split, weird_tmp_path, [real_file(split)])
+    row = json.loads(prepared.path.read_text().split("\n")[0])
     [message] = get_prompt(DEFAULTS.prompt_config).fill(row)
     assert row["problem"] in message["content"]
 
 
 def test_the_wrong_split_is_recognised(weird_tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"7473 rows, but GSM8K test has 1319.*--split train"):
-        prepare("test", weird_tmp_path, real_file("train"))
+        prepare(PREPARATION, "test", weird_tmp_path, [real_file("train")])
     assert not list(weird_tmp_path.iterdir())
 
 
@@ -59,8 +65,8 @@ def test_one_changed_character_is_noticed(weird_tmp_path: Path) -> None:
     changed = weird_tmp_path / "changed.jsonl"
     changed.write_text(real_file("test").read_text().replace("sprints", "springs", 1))
     with pytest.raises(UserError, match="content differs"):
-        prepare("test", weird_tmp_path / "out", changed)
-    assert not (weird_tmp_path / "out").exists()
+        prepare(PREPARATION, "test", weird_tmp_path / "out", [changed])
+    assert not list((weird_tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -73,19 +79,30 @@ def test_one_changed_character_is_noticed(weird_tmp_path: Path) -> None:
     ],
 )
 def test_answers(answer: str, expected: str, solution: str) -> None:
-    row = SourceRow(question="q", answer=answer).prepared()
-    assert row == {"problem": "q", "expected_answer": expected, "reference_solution": solution}
+    row = SourceRow(values={"question": "q", "answer": answer}, file="f", number=1)
+    assert convert(row) == {"problem": "q", "expected_answer": expected, "reference_solution": solution}
 
 
 def test_answer_without_a_result() -> None:
-    with pytest.raises(UserError, match="####"):
-        SourceRow(question="q", answer="It is 3.").prepared()
+    row = SourceRow(values={"question": "q", "answer": "It is 3."}, file="f", number=7)
+    with pytest.raises(UserError, match=r"f, row 7: .*####"):
+        convert(row)
 
 
-@pytest.mark.parametrize("line", [b'{"question": "q"}', b"[1]", b"3", b"{", b"\xff"])
-def test_bad_lines_name_file_and_line(line: bytes) -> None:
-    with pytest.raises(UserError, match=r"here, line 3: not a JSON object with 'question' and 'answer'"):
-        parse_rows(b'{"question": "q", "answer": "a"}\n\n' + line, "here")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"question": "q"}', "row 2: there is no 'answer'"),
+        (b"[1]", "line 3: not a JSON object"),
+        (b"{", "line 3: not a JSON object"),
+        (b"\xff", "line 3: not a JSON object"),
+    ],
+)
+def test_bad_lines_name_file_and_place(line: bytes, message: str, weird_tmp_path: Path) -> None:
+    source = weird_tmp_path / "mine.jsonl"
+    source.write_bytes(b'{"question": "q", "answer": "#### 1"}\n\n' + line)
+    with pytest.raises(UserError, match=rf"mine\.jsonl, {message}"):
+        prepare(PREPARATION, "test", weird_tmp_path / "out", [source])
 
 
 def run_prepare(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
