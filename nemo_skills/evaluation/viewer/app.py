@@ -146,7 +146,7 @@ def _contents(files: Sequence[OutputFile], query: Query) -> dict[str, Any]:
 def _place(page: Page) -> str:
     if not page.found:
         return "no row"
-    first, last = page.found[0].number + 1, page.found[-1].number + 1
+    first, last = page.found[0].number, page.found[-1].number
     return f"rows {first:,} to {last:,}" if first != last else f"row {first:,}"
 
 
