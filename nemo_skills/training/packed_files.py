@@ -175,8 +175,13 @@ class PackedWriter:
 
 
 @contextmanager
-def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any]) -> Iterator[PackedWriter]:
+def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None) -> Iterator[PackedWriter]:
     """Open a writer; the files appear, complete, when the block succeeds, and not at all otherwise.
+
+    Args:
+        prefix: what the files' names begin with.
+        shape: how large the arrays will be.
+        about: how they were made, if that is known.
 
     Raises:
         UserError: the disk is full or cannot be written to, or another process writes the same files.
@@ -206,7 +211,8 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any]) -> It
             path.unlink(missing_ok=True)
         for path, final in reversed(list(zip(temporary, parts, strict=True))):
             path.replace(final)
-        write_file(about_path(prefix), orjson.dumps(about, option=orjson.OPT_INDENT_2))
+        if about is not None:
+            write_file(about_path(prefix), orjson.dumps(about, option=orjson.OPT_INDENT_2))
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -33,6 +33,14 @@ class Counts:
     trained_tokens: int = 0
     """That the model learns to say."""
 
+    @property
+    def left_out(self) -> str:
+        """What is not in the packs, or not whole, in words."""
+        return (
+            f"{self.truncated} truncated, {self.dropped_long} too long and dropped,"
+            f" {self.nothing_to_learn} without anything to learn, {self.skipped} skipped"
+        )
+
     @classmethod
     def sum(cls, parts: Iterable[Self]) -> Self:
         """Add up."""
@@ -42,18 +50,37 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
-    """How well the sequences fill the packs."""
+class Fill:
+    """What is in the packs, all together."""
 
     packs: int
-    efficiency: float
-    """Share of the packs' places that sequences fill, padding for context parallelism included."""
-    sequences_per_pack: float
-    context_parallel_padding: int
-    """Tokens that only make sequences divisible."""
-    cross_document_pairs: float
-    """Share of the token pairs of the packs, each with one before it, that are of different sequences: what
-    attention must not see."""
+    sequences: int
+    inputs: int
+    """Tokens that the model is given, with those of `padding`."""
+    padding: int
+    """Tokens that only make sequences divisible, for context parallelism."""
+    pairs: int
+    """Of tokens of the same pack."""
+    cross_document_pairs: int
+    """Of these, pairs of different sequences: what attention must not see."""
+
+    def __add__(self, other: "Fill") -> "Fill":
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return Fill(**{name: mine[name] + theirs[name] for name in mine})
+
+    @property
+    def sequences_per_pack(self) -> float:
+        """The mean number, by which a batch of packs is larger than it looks."""
+        return self.sequences / self.packs
+
+    def efficiency(self, pack_size: int) -> float:
+        """Return the share of the packs' places that is filled."""
+        return self.inputs / (self.packs * pack_size)
+
+    @property
+    def cross_document_share(self) -> float:
+        """Share of the pairs that are of different sequences."""
+        return self.cross_document_pairs / self.pairs if self.pairs else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +99,16 @@ class PackingInfo:
     fingerprint: str
     """Hash of the settings, and of names, sizes and times of the inputs."""
     counts: Counts
-    quality: Quality
+    fill: Fill
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the file holds."""
-        return dataclasses.asdict(self)
+        """Return what the file holds: the fields, and what follows from them."""
+        quality = {
+            "efficiency": round(self.fill.efficiency(self.pack_size), 6),
+            "sequences_per_pack": round(self.fill.sequences_per_pack, 4),
+            "cross_document_share": round(self.fill.cross_document_share, 6),
+        }
+        return {**dataclasses.asdict(self), "quality": quality}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], path: Path) -> Self:
@@ -86,8 +118,9 @@ class PackingInfo:
             UserError: it is of another program or version.
         """
         try:
-            nested = {"counts": Counts(**found["counts"]), "quality": Quality(**found["quality"])}
-            return cls(**{**found, **nested, "inputs": tuple(found["inputs"])})
+            nested = {"counts": Counts(**found["counts"]), "fill": Fill(**found["fill"])}
+            plain = {key: value for key, value in found.items() if key != "quality"}
+            return cls(**{**plain, **nested, "inputs": tuple(found["inputs"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} does not describe packed data: {error}.") from None
 
@@ -97,8 +130,8 @@ def fingerprint(parts: Sequence[object]) -> str:
     return hashlib.sha256(orjson.dumps(parts, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
-def vocabulary_fingerprint(tokenizer: Any) -> str:
-    """Return a hash of what the numbers of a tokenizer mean."""
-    return fingerprint(
-        [sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id]
-    )
+def vocabulary_of(tokenizer: Any) -> tuple[str, int]:
+    """Return a hash of what the numbers of a tokenizer mean, and the number above all of them."""
+    tokens = tokenizer.get_vocab()
+    known = fingerprint([sorted(tokens.items()), tokenizer.bos_token_id, tokenizer.eos_token_id])
+    return known, max(tokens.values(), default=-1) + 1

@@ -15,10 +15,10 @@ from nemo_skills.training.packing import Plan, plan_packs
 from nemo_skills.training.packing_config import PackingConfig
 from nemo_skills.training.packing_info import (
     Counts,
+    Fill,
     PackingInfo,
-    Quality,
     fingerprint,
-    vocabulary_fingerprint,
+    vocabulary_of,
 )
 from nemo_skills.training.packing_rows import RowFiller
 from nemo_skills.training.packing_tokens import (
@@ -43,7 +43,7 @@ def pack_dataset(config: PackingConfig) -> None:
     rows = config.model.data.train_ds
     inputs = _find(rows.file_names)
     tokenizer = load_tokenizer(config.tokenizer_path)
-    job = _Job(config, inputs, vocabulary_fingerprint(tokenizer), len(tokenizer))
+    job = _Job(config, inputs, *vocabulary_of(tokenizer))
     sizes = [size for size in dict.fromkeys(config.pack_sizes) if not job.is_done(size)]
     if not sizes:
         return
@@ -94,15 +94,15 @@ class _Job:
         inputs = -(-(store.lengths.astype(np.int64) - 1) // multiple) * multiple
         _log.info("Packing %d sequences to length %d (%s)", len(inputs), size, config.packing_algorithm)
         plan = plan_packs(inputs, size, config.packing_algorithm, config.seed)
-        quality = _quality(plan, inputs, counts)
+        fill = _fill(plan, inputs, counts)
         filling = RowFiller(plan, store, inputs + 1, filler)
         prefix = config.prefix(size)
-        with write_packed(prefix, filling.shape, self._info(size, counts, quality).to_json()) as writer:
+        with write_packed(prefix, filling.shape, self._info(size, counts, fill).to_json()) as writer:
             for rows in filling.rows():
                 writer.append(rows)
-        _announce(prefix, size, quality, config.model.data.train_ds.global_batch_size)
+        _announce(prefix, size, fill, config.model.data.train_ds.global_batch_size)
 
-    def _info(self, size: int, counts: Counts, quality: Quality) -> PackingInfo:
+    def _info(self, size: int, counts: Counts, fill: Fill) -> PackingInfo:
         return PackingInfo(
             pack_size=size,
             context_parallel_size=self.config.model.context_parallel_size,
@@ -114,7 +114,7 @@ class _Job:
             inputs=tuple(map(str, self.inputs.paths)),
             fingerprint=self.fingerprint,
             counts=counts,
-            quality=quality,
+            fill=fill,
         )
 
 
@@ -126,32 +126,28 @@ def _find(names: list[str]) -> InputFiles:
 def _report(counts: Counts, store: TokenStore, inputs: InputFiles) -> None:
     if not counts.rows:
         raise UserError(f"{inputs}: there are no rows.")
-    left_out = (
-        f"{counts.truncated} truncated, {counts.dropped_long} too long and dropped,"
-        f" {counts.nothing_to_learn} without anything to learn, {counts.skipped} skipped"
-    )
     if not counts.sequences:
-        raise UserError(f"{inputs}: none of {counts.rows} rows is left to pack: {left_out}.")
-    _log.info("%d rows, %d sequences: %s", counts.rows, counts.sequences, left_out)
+        raise UserError(f"{inputs}: none of {counts.rows} rows is left to pack: {counts.left_out}.")
+    _log.info("%d rows, %d sequences: %s", counts.rows, counts.sequences, counts.left_out)
     _log.info("Sequences have %s", lengths_line(store.lengths))
 
 
-def _quality(plan: Plan, inputs: npt.NDArray[np.int64], counts: Counts) -> Quality:
-    sums = np.add.reduceat(inputs[plan.order], plan.bounds[:-1]).astype(float)
-    pairs = float((sums * (sums - 1)).sum())
-    own = float((inputs.astype(float) * (inputs - 1)).sum())
-    return Quality(
+def _fill(plan: Plan, inputs: npt.NDArray[np.int64], counts: Counts) -> Fill:
+    sums = np.add.reduceat(inputs[plan.order], plan.bounds[:-1])
+    pairs, own = (int((sizes * (sizes - 1) // 2).sum()) for sizes in (sums, inputs))
+    return Fill(
         packs=len(plan),
-        efficiency=plan.efficiency,
-        sequences_per_pack=plan.sequences_per_pack,
-        context_parallel_padding=plan.tokens - counts.tokens,
-        cross_document_pairs=1 - own / pairs if pairs else 0.0,
+        sequences=len(inputs),
+        inputs=plan.tokens,
+        padding=plan.tokens - counts.tokens,
+        pairs=pairs,
+        cross_document_pairs=pairs - own,
     )
 
 
-def _announce(prefix: Path, size: int, quality: Quality, batch: int | None) -> None:
-    n = quality.sequences_per_pack
-    _log.info("%s: %d packs, %.2f%% filled", prefix, quality.packs, 100 * quality.efficiency)
+def _announce(prefix: Path, size: int, fill: Fill, batch: int | None) -> None:
+    n = fill.sequences_per_pack
+    _log.info("%s: %d packs, %.2f%% filled", prefix, fill.packs, 100 * fill.efficiency(size))
     _log.info(">>>>> Pack size %d: the average number of sequences per pack is n = %.3f <<<<<", size, n)
     batches = (batch,) if batch else _USUAL_BATCHES
     equal = ", ".join(f"{max(1, round(b / n))} instead of {b}" for b in batches)
