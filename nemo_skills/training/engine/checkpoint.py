@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import orjson
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from nemo_skills.core.errors import UserError
@@ -70,11 +73,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
                 (path / RANDOM_FOLDER).mkdir(parents=True)
             self._topology.barrier()
-            alone = self._topology.world_size == 1
             model, optimiser = get_state_dict(training.model, training.optimiser)
-            dcp.save(
-                {"model": model, "optimiser": optimiser}, checkpoint_id=path / STATE_FOLDER, no_dist=alone
-            )
+            state = {"model": model, "optimiser": optimiser}
+            with _quietly():
+                dcp.save(state, checkpoint_id=path / STATE_FOLDER, no_dist=self._topology.world_size == 1)
             torch.save(_random_state(self._topology), self._random_file(path))
             export_model(training.model, training.source, path / MODEL_FOLDER, training.export_dtype)
             self._topology.barrier()
@@ -92,8 +94,8 @@ class Checkpoints:
             try:
                 self._load(path, training)
                 failed = False
-            except Exception as error:  # torch raises anything on damaged files
-                LOG.warning("%s cannot be read and is skipped: %s", path, _first_line(error))
+            except (Exception, CheckpointException) as error:  # torch raises anything on damaged files
+                LOG.warning("%s cannot be read and is skipped: %s", path, _last_line(error))
                 failed = True
             if not self._topology.any(failed):
                 progress = _read(path)
@@ -120,7 +122,8 @@ class Checkpoints:
     def _load(self, path: Path, training: Training) -> None:
         model, optimiser = get_state_dict(training.model, training.optimiser)
         state = {"model": model, "optimiser": optimiser}
-        dcp.load(state, checkpoint_id=path / STATE_FOLDER, no_dist=self._topology.world_size == 1)
+        with _quietly():
+            dcp.load(state, checkpoint_id=path / STATE_FOLDER, no_dist=self._topology.world_size == 1)
         options = [{k: v for k, v in g.items() if k != "params"} for g in training.optimiser.param_groups]
         set_state_dict(
             training.model,
@@ -166,6 +169,14 @@ def steps_to_keep(complete: Mapping[int, Progress], config: CheckpointConfig) ->
     best = sorted(complete, key=lambda step: (badness(step), -step))[: max(config.save_top_k, 0)]
     last = sorted(complete)[-max(config.save_last_k, 1) :]
     return {*best, *last}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # that a single process saves alone is no news
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _complete(path: Path, progress: Progress, world_size: int) -> None:
@@ -227,5 +238,5 @@ def _set_random_state(state: Mapping[str, torch.Tensor], topology: Topology) -> 
         torch.cuda.set_rng_state(state["cuda"], topology.device)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

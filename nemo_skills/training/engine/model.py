@@ -148,7 +148,7 @@ def evaluating(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train()
-        # without a backward pass FSDP leaves the last weights whole: optimiser and checkpoints would see those
+        # without a backward pass FSDP leaves the last weights whole: others would see those
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
