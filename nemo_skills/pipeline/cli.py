@@ -20,6 +20,7 @@ from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_argu
 if TYPE_CHECKING:
     from nemo_skills.pipeline.cancel import cancel
     from nemo_skills.pipeline.clean import clean
+    from nemo_skills.pipeline.compare import compare
     from nemo_skills.pipeline.eval import eval  # noqa: A004 (the command is called so)
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
@@ -48,6 +49,9 @@ COMMANDS = {
     "summarize_results": CommandEntry(
         "nemo_skills.pipeline.summarize_results:summarize_results", "Show scores, models side by side."
     ),
+    "compare": CommandEntry(
+        "nemo_skills.pipeline.compare:compare", "Compare the scores of two models, problem by problem."
+    ),
     "view": CommandEntry("nemo_skills.pipeline.view:view", "Read generations on a local web page."),
     "prepare_data": CommandEntry(
         "nemo_skills.pipeline.prepare_data:prepare_data", "Prepare benchmarks for evaluation."
@@ -70,6 +74,7 @@ __all__ = [
     "app",
     "cancel",
     "clean",
+    "compare",
     "eval",
     "generate",
     "logs",

@@ -29,17 +29,17 @@ class Line:
     high: float | None
     runs_std_dev: float | None
     problems: int
+    valid: bool
+    why_invalid: str | None
     total: int
-    """Samples, of which the next ones are numbers, too."""
+    """Number of samples, as the next ones."""
     no_answer: int
     truncated: int
     failed: int
     """Without an answer or a verdict, because something broke down: they count for nothing."""
     timed_out: int
-    avg_tokens: float | None
-    generation_seconds: float | None
-    valid: bool
-    why_invalid: str | None
+    avg_tokens: float | None = None
+    generation_seconds: float | None = None
 
 
 def lines(results: Sequence[Result], *, groups: bool = False) -> list[Line]:
@@ -52,25 +52,27 @@ def _of(one: Result, model: str, *, groups: bool) -> Iterator[Line]:
     report = one.report
     common = {"benchmark": report.benchmark, "model": model, "folder": one.folder} | _validity(report)
     totals = {"avg_tokens": report.avg_tokens, "generation_seconds": report.generation_seconds}
-    yield from _scores(common | totals | {"group": ""}, report.metrics, report.counts)
+    yield from _scores(common | totals | {"group": ""} | _numbers(report.counts), report.metrics)
     for group in report.groups if groups else ():
-        named = {"group": f"{group.field}={group.value}", "avg_tokens": None, "generation_seconds": None}
-        yield from _scores(common | named, group.metrics, group.counts)
+        named = {"group": f"{group.field}={group.value}", **_numbers(group.counts)}
+        yield from _scores(common | named, group.metrics)
 
 
 def _validity(report: "BenchmarkReport") -> dict[str, object]:
     return {"valid": report.valid, "why_invalid": report.why_invalid}
 
 
-def _scores(common: Mapping[str, object], scores: "Scores", counts: "Counts") -> Iterator[Line]:
-    values: dict[str, Any] = {
-        **common,
+def _numbers(counts: "Counts") -> dict[str, Any]:
+    return {
         "total": counts.total,
         "no_answer": counts.no_answer,
         "truncated": counts.truncated,
         "failed": counts.infrastructure,
         "timed_out": counts.timed_out,
     }
+
+
+def _scores(values: Mapping[str, Any], scores: "Scores") -> Iterator[Line]:
     for mode, measures in scores.items():
         for measure, score in measures.items():
             yield Line(

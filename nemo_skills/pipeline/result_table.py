@@ -19,10 +19,7 @@ INVALID = "!"
 """Stands behind a score that must not be relied on."""
 _KINDS = ("benchmark", "score")
 _CELLS = ("%", "±", "no answer", "truncated", "failed", "tokens", "seconds")
-_LEGEND = (
-    "±: 95 % confidence. no answer, truncated, failed: samples, whose number stands behind the first score;"
-    " failed ones count for nothing."
-)
+_NO_ANSWER = "no_answer"
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"\\": r"\textbackslash{}", "±": r"$\pm$"}
@@ -31,10 +28,8 @@ _LATEX = str.maketrans(
 
 def show_table(results: Sequence[Result], *, groups: bool = False) -> None:
     """Print scores for people, models side by side."""
-    pivot = Pivot.of(lines(results, groups=groups))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDE  # whoever reads it line by line wants whole lines
+    pivot = _pivot(results, groups=groups)
+    console = fit_to_reader(Console(highlight=False))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in _header(pivot):
         table.add_column(name, justify="left" if name in _KINDS else "right", overflow="fold")
@@ -44,6 +39,13 @@ def show_table(results: Sequence[Result], *, groups: bool = False) -> None:
     console.print(table)
     for note in _notes(pivot):
         console.print(Text(note, style="yellow"))
+
+
+def fit_to_reader(console: Console) -> Console:
+    """Let lines be as long as they are unless they go to a terminal: programs want whole ones."""
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console
 
 
 def print_json(results: Sequence[Result], *, groups: bool = False) -> None:
@@ -60,7 +62,7 @@ def print_csv(results: Sequence[Result], *, groups: bool = False) -> None:
 
 def print_markdown(results: Sequence[Result], *, groups: bool = False) -> None:
     """Print a table for a document in Markdown."""
-    pivot = Pivot.of(lines(results, groups=groups))
+    pivot = _pivot(results, groups=groups)
     header = _header(pivot)
 
     def row(words: Sequence[str]) -> str:
@@ -76,7 +78,7 @@ def print_markdown(results: Sequence[Result], *, groups: bool = False) -> None:
 
 def print_latex(results: Sequence[Result], *, groups: bool = False) -> None:
     """Print a table for LaTeX, which needs the package booktabs."""
-    pivot = Pivot.of(lines(results, groups=groups))
+    pivot = _pivot(results, groups=groups)
     header = _header(pivot)
 
     def row(words: Sequence[str]) -> str:
@@ -94,6 +96,11 @@ FORMATS: Mapping[str, Callable[..., None]] = {
     "markdown": print_markdown,
     "latex": print_latex,
 }
+
+
+def _pivot(results: Sequence[Result], *, groups: bool) -> Pivot:
+    # how many samples have no answer is in a column anyway
+    return Pivot.of(line for line in lines(results, groups=groups) if line.measure != _NO_ANSWER)
 
 
 def _header(pivot: Pivot) -> list[str]:
@@ -124,11 +131,7 @@ def _cell(line: Line | None, *, first: bool) -> list[str]:
         return [""] * len(_CELLS)
     mark = "" if line.valid else f" {INVALID}"
     half = None if line.low is None or line.high is None else (line.high - line.low) / 2
-    counts = [
-        f"{line.no_answer}/{line.total}",
-        f"{line.truncated}/{line.total}",
-        f"{line.failed}/{line.total}",
-    ]
+    counts = [f"{number}/{line.total}" for number in (line.no_answer, line.truncated, line.failed)]
     once = [*counts, _number(line.avg_tokens, 0), _number(line.generation_seconds, 0)]
     # they are the same for all scores of a benchmark
     return [f"{line.score:.2f}{mark}", _number(half, 2), *(once if first else [""] * len(once))]

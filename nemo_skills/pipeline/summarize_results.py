@@ -1,11 +1,12 @@
 """`ns summarize_results`: the scores of models, side by side."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline.cluster.config import load_cluster_config
-from nemo_skills.pipeline.cluster.tunnel import LocalTunnel
+from nemo_skills.pipeline.cluster.tunnel import LocalTunnel, ShellTunnel
 from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.slurm import open_tunnel
 from nemo_skills.pipeline.options import SummaryOptions, WhereOptions
@@ -37,6 +38,12 @@ def summarize_results(own: SummaryOptions, where: WhereOptions) -> list[Result]:
 
 def find_results(folders: Sequence[str], where: WhereOptions) -> list[Result]:
     """Return all scores below folders on the machine that the options name."""
+    locate, tunnel = open_place(where)
+    return read_results(map(locate, folders), tunnel)
+
+
+def open_place(where: WhereOptions) -> tuple[Callable[[str], str], ShellTunnel]:
+    """Return how to find a path on the machine that the options name, and the way to that machine."""
     config = load_cluster_config(where.cluster, where.config_dir)
     tunnel = open_tunnel(config) if config.executor == "slurm" else LocalTunnel()
-    return read_results([host_path(config, folder) for folder in folders], tunnel)
+    return functools.partial(host_path, config), tunnel
