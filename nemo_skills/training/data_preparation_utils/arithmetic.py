@@ -6,7 +6,11 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import NamedTuple
 
-_RUN = re.compile(r"[\d.,$()+\-*/×÷−–x^ ]*(?:=[\d.,$()+\-*/×÷−–x^ ]*)+")
+_CHARACTER = r"[\d$()+\-*/×÷−–x^ ]"
+# a point or comma belongs to a number only in front of a digit; possessive, and never begun in the middle:
+# time grows with the length of the text only
+_PART = rf"(?:{_CHARACTER}|[.,](?=\d))*+"
+_RUN = re.compile(rf"(?<!{_CHARACTER})(?<![.,](?=\d)){_PART}(?:={_PART})++")
 _TOKEN = re.compile(r"\s*(?:(\d[\d,]*(?:\.\d+)?|\.\d+)|([+\-*/()^]))")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 _OPERATOR = re.compile(r"[+*/)^×÷−–x-]")
@@ -41,7 +45,7 @@ def wrong_equations(text: str) -> Iterator[str]:
         if joined or _OPERATOR.match(sides[0].lstrip()) or _OF.search(text, 0, run.start() + 1):
             values[0] = None
         after = text[run.end()] if run.end() < len(text) else "\n"
-        if after.isalpha() or after in "%{\\_!/|°":
+        if after in "%{\\_!|°" or (after.isalpha() and not sides[-1][-1:].isspace()):
             values[-1] = None
         for index in range(len(sides) - 1):
             left, right = values[index], values[index + 1]

@@ -12,7 +12,7 @@ import numpy as np
 
 _BANDS = 42
 _ROWS = 3
-_PRIME = (1 << 61) - 1
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def shingles(words: Sequence[str], size: int) -> frozenset[int]:
@@ -33,8 +33,7 @@ class SimilarTexts:
 
     def __init__(self, sets: Iterable[frozenset[int]]) -> None:
         dice = np.random.default_rng(0)
-        self._factors = dice.integers(1, 1 << 29, size=(_BANDS * _ROWS, 1), dtype=np.uint64)
-        self._offsets = dice.integers(0, _PRIME, size=(_BANDS * _ROWS, 1), dtype=np.uint64)
+        self._salts = dice.integers(0, 1 << 63, size=(_BANDS * _ROWS, 1), dtype=np.uint64)
         self._sets = tuple(sets)
         self._buckets: dict[bytes, list[int]] = defaultdict(list)
         for number, one in enumerate(self._sets):
@@ -51,10 +50,11 @@ class SimilarTexts:
     def _bands(self, one: frozenset[int]) -> list[bytes]:
         if not one:
             return []
-        values: Any = np.fromiter(one, dtype=np.uint64, count=len(one))
-        # 29 + 32 bits: the product cannot overflow
-        smallest = ((self._factors * values + self._offsets) % _PRIME).min(axis=1)
-        rows = smallest.reshape(_BANDS, _ROWS)
+        mixed: Any = np.fromiter(one, dtype=np.uint64, count=len(one)) ^ self._salts
+        # a linear hash would let the same shingle be the smallest one again and again
+        for factor in _MIX:
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(factor)
+        rows = (mixed ^ (mixed >> np.uint64(32))).min(axis=1).reshape(_BANDS, _ROWS)
         return [bytes([band]) + rows[band].tobytes() for band in range(_BANDS)]
 
 
