@@ -29,15 +29,15 @@ class Thresholds:
         if not counts.total:
             return "there are no rows"
         reasons = []
-        for count, most, what in (
+        for number, most, what in (
             (counts.infrastructure, self.infrastructure, "have no verdict"),
             (counts.truncated, self.truncated, "were cut off at the token limit"),
             (counts.timed_out, self.timed_out, "took too long to grade"),
         ):
-            share = count / counts.total
+            share = number / counts.total
             if share > most:
                 reasons.append(
-                    f"{count} of {counts.total} answers ({share:.1%}) {what}, more than {most:.1%}"
+                    f"{number} of {counts.total} answers ({share:.1%}) {what}, more than {most:.1%}"
                 )
         return "; ".join(reasons) or None
 
