@@ -244,6 +244,11 @@ class TestKeys:
     def key(self, address: str | None, server_type: Any = "openai") -> str | None:
         return ServerConfig(server_type=server_type, address=address).api_key()
 
+    def test_no_password_in_an_address(self) -> None:
+        with pytest.raises(UserError, match="must not hold") as caught:
+            self.key("http://localhost:1/v1,http://me:canary@localhost/v1")
+        assert "canary" not in str(caught.value)
+
     def test_keys_go_only_where_they_belong(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "open")
         monkeypatch.setenv("NVIDIA_API_KEY", "nv")
