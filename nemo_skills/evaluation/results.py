@@ -18,6 +18,8 @@ from nemo_skills.evaluation.metrics.samples import Problem, Sample, count, score
 from nemo_skills.evaluation.verdicts import Verdict
 from nemo_skills.inference.outputs import OutputPaths
 
+UNJUDGED = "unjudged"
+"""Folder of answers that a judge has gone on from, beside the files that it made of them."""
 _SEEDED = re.compile(r"output-rs(\d+)\.jsonl")
 _GREEDY = "output.jsonl"
 _IDS = ("id", "problem_id", "task_id", "question_id", "unique_id", "key")
@@ -79,9 +81,10 @@ def read_results(files: Sequence[Path], group_by: Sequence[str] = ()) -> Results
         for row in _rows(path):
             problem = _problem(results, row, seen, group_by)
             _add(results, problem, row, run)
-        failed = OutputPaths.of(path).failed
-        if failed.exists():
-            for row in _rows(failed):
+        # where a judge made the file of answers, some may have failed before it came to them
+        for output in (path, path.parent / UNJUDGED / path.name):
+            failed = OutputPaths.of(output).failed
+            for row in _rows(failed) if failed.exists() else ():
                 _problem(results, row, seen, group_by).tally["failed"] += 1
     return results
 

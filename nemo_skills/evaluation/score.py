@@ -18,6 +18,7 @@ class ScoreConfig:
 
     results_dir: str = opt(MISSING, "folder with a folder for each benchmark (eval-results), or one of those")
     benchmarks: list[str] = opt([], "only these; empty is all")
+    runs: dict[str, int] = opt(dict, "how many runs benchmarks have; with fewer a score is invalid")
     group_by: list[str] | None = opt(None, "row fields to break scores down by; null is the benchmark's own")
     extra_datasets: str | None = opt(None, "folder of your own benchmarks, which may say what to group by")
     max_failed_share: float = opt(0.01, "more answers without any verdict make a score invalid")
@@ -44,16 +45,23 @@ def score(config: ScoreConfig) -> None:
         timed_out=config.max_timed_out_share,
     )
     log = get_logger(__name__)
+    problems = []  # of one benchmark, which must not keep the others from being scored
     for folder in benchmark_folders(Path(config.results_dir).expanduser(), config.benchmarks):
         fields = (
             group_fields(folder.name, config.extra_datasets) if config.group_by is None else config.group_by
         )
-        report = score_benchmark(folder, thresholds, fields)
+        try:
+            report = score_benchmark(folder, thresholds, fields, runs=config.runs.get(folder.name, 0))
+        except UserError as error:
+            problems.append(str(error))
+            continue
         path = write_report(folder, report)
         shown = "no score" if report.score is None else f"{report.measure} {report.score.value:.2f} %"
         log.info("%s: %s, in %s.", report.benchmark, shown, path)
         if not report.valid:
             log.warning("%s: the score is INVALID: %s.", report.benchmark, report.why_invalid)
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 run = main(ScoreConfig)(score)

@@ -42,19 +42,23 @@ class Thresholds:
         return "; ".join(reasons) or None
 
 
-def score_benchmark(folder: Path, thresholds: Thresholds, group_by: Sequence[str] = ()) -> BenchmarkReport:
-    """Score the graded files in a folder.
+def score_benchmark(
+    folder: Path, thresholds: Thresholds, group_by: Sequence[str] = (), *, runs: int = 0
+) -> BenchmarkReport:
+    """Score the graded files in a folder; with fewer than `runs` of them the score is not valid.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
     files = OutputFiles.find(folder)
-    runs = files.seeded or ((files.greedy,) if files.greedy else ())
-    if not runs:
+    found = files.seeded or ((files.greedy,) if files.greedy else ())
+    if not found:
         raise UserError(f"{folder} has no output.jsonl or output-rs0.jsonl.")
-    results = read_results(runs, group_by)
+    results = read_results(found, group_by)
     counts = results.counts()
     why = thresholds.why_invalid(counts)
+    if len(found) < runs:
+        why = "; ".join(filter(None, (f"{len(found)} of {runs} runs are there", why)))
     metrics = dict(all_modes(list(results.problems.values()), results.measure, results.runs))
     if files.seeded and files.greedy:
         greedy = read_results([files.greedy])

@@ -13,12 +13,14 @@ from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.eval_plan import (
     EVALUATE,
+    SCORE,
     Judge,
     Request,
     answering_args,
     grading_args,
     judging_args,
     plan_eval,
+    scoring_args,
 )
 from nemo_skills.pipeline.launch.layout import CODE_TARGET, host_path
 from nemo_skills.pipeline.launch.plan import Plan
@@ -36,6 +38,7 @@ from nemo_skills.pipeline.result_table import show_table
 from nemo_skills.pipeline.wrapper import Context, wrap_arguments, wrapper
 
 LOG = get_logger(__name__)
+_SCORE_SCHEMA = f"{SCORE}:ScoreConfig"
 _GRADER_SCHEMA = f"{EVALUATE}:EvaluateConfig"
 _OWNED = {
     "input_file": "--benchmarks and --data_dir",
@@ -72,6 +75,7 @@ def eval(  # noqa: A001 (the command is called so)
         targets=find_targets(own, config),
         args=_main_args(ctx, own),
         grader_args=_split(own.grader_args),
+        score_args=_split(own.score_args),
         judge=_judge(judge, rerun=own.rerun_done),
     )
     return _run(request)
@@ -139,6 +143,7 @@ def _validate(request: Request) -> None:
     """Check the arguments of all mains that the jobs will run."""
     local = request.cluster.executor == "none"
     first = {part.target.name: part for part in reversed(request.parts())}
+    main_args.validate(_SCORE_SCHEMA, scoring_args(request), local_files=local)
     for part in first.values():
         main_args.validate(SCHEMA, answering_args(request, part), local_files=local)
         main_args.validate(_GRADER_SCHEMA, grading_args(request, part.target, [part.path]), local_files=local)

@@ -24,6 +24,8 @@ from nemo_skills.pipeline.servers.sandbox import sandbox_component
 EVALUATE = "nemo_skills.evaluation.evaluate"
 SCORE = "nemo_skills.evaluation.score"
 JUDGE_PROMPT = "judge/math"
+UNJUDGED = "unjudged"
+"""Folder of answers that the judge goes on from, in that of a benchmark's results; known to `SCORE`, too."""
 SCORE_SUFFIX = "-score"
 _JUDGED = ("math", "judge")
 _ROWS = 1000
@@ -50,6 +52,7 @@ class Request:
     targets: tuple[Target, ...]
     args: tuple[str, ...]
     grader_args: tuple[str, ...] = ()
+    score_args: tuple[str, ...] = ()
     judge: Judge | None = None
 
     @property
@@ -77,7 +80,7 @@ class Request:
     def _part(self, target: Target, seed: int | None) -> "Part":
         name = "output.jsonl" if seed is None else f"output-rs{seed}.jsonl"
         path = f"{self.results_dir}/{target.name}/{name}"
-        before = f"{self.own.output_dir.rstrip('/')}/unjudged/{target.name}/{name}"
+        before = f"{self.results_dir}/{target.name}/{UNJUDGED}/{name}"
         return Part(target=target, seed=seed, path=path, answers=before if self.judges(target) else path)
 
 
@@ -223,8 +226,17 @@ def _scorer(request: Request) -> Component:
         )
         for target in request.targets
     ]
-    score: Argv = (PYTHON, "-m", SCORE, *encoded({"results_dir": request.results_dir}))
+    score: Argv = (PYTHON, "-m", SCORE, *scoring_args(request))
     return Component(name="main", role=ROLE, commands=(*grading, score), independent=True)
+
+
+def scoring_args(request: Request) -> tuple[str, ...]:
+    """Return the arguments of the main that scores."""
+    runs = {target.name: len(target.seeds) for target in request.targets}
+    values: dict[str, object] = {"results_dir": request.results_dir, "runs": runs}
+    if request.own.extra_datasets:
+        values["extra_datasets"] = request.own.extra_datasets
+    return (*encoded(values), *request.score_args)
 
 
 def answering_command(request: Request, part: Part) -> Argv:

@@ -141,6 +141,7 @@ class EvalOptions(DataOptions):
         None, "Split of the benchmarks, instead of the one that scores are reported on."
     )
     grader_args: str = option("", "More arguments for the main that grades answers, in one text.")
+    score_args: str = option("", "More arguments for the main that scores, as ++max_truncated_share=0.2.")
     rerun_done: bool = option(False, "Do again also what an earlier run has finished.")
 
 

@@ -121,7 +121,7 @@ def test_num_jobs_share_the_rows() -> None:
 def test_a_judge_has_a_job_and_a_server_of_its_own() -> None:
     request = request_for("gsm8k:2", "ifeval", judge=JUDGE)
     answering, judging, score = plan_eval(request, Progress()).jobs
-    before = [f"/out/unjudged/gsm8k/output-rs{seed}.jsonl" for seed in (0, 1)]
+    before = [f"{RESULTS}/gsm8k/unjudged/output-rs{seed}.jsonl" for seed in (0, 1)]
     assert answering.writes == (*before, f"{RESULTS}/ifeval/output.jsonl")
     assert judging.writes == tuple(paths("gsm8k", 0, 1))
     assert judging.after == ("e",)
