@@ -52,7 +52,8 @@ def _average(problems: Sequence[Problem], measure: str, runs: int) -> Score:
 
 def _majority(problems: Sequence[Problem], measure: str, runs: int) -> Score | None:
     complete = [p for p in problems if len(p.samples) == runs]
-    if not complete:
+    # some graders look at the whole of what the model wrote: nothing to vote with
+    if not any(s.answer is not None for p in complete for s in p.samples):
         return None
     if measure == NO_ANSWER:
         return _score([Ratio(float(all(p.hits(NO_ANSWER)))) for p in complete], len(complete))

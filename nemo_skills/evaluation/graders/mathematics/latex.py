@@ -72,7 +72,7 @@ def words(text: str) -> str | None:
 
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s,'’&/-]+[^\W\d_]+)*")
 _WORD = re.compile(r"[^\W\d_]+")
-_SHORT_WORDS = frozenset("yes no odd even true none both east west mon tue wed thu fri sat sun".split())  # noqa: SIM905
+_SHORT_WORDS = frozenset("yes no odd even true none both east west mon tue wed thu fri sat sun".split())
 
 
 def without_text(text: str) -> tuple[str, bool]:

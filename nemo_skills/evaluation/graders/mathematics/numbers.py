@@ -24,12 +24,12 @@ _UNIT_IN_TEXT = re.compile(r"\s*\\text\{\s*(?P<unit>[^{}]*?)\s*\}(?:\^\{?\d\}?)?
 _UNIT = re.compile(r"(?P<blank>\s*)(?P<unit>[A-Za-z][A-Za-z.'/-]*)(?:\^\{?\d\}?)?")
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SHORT_UNITS = frozenset(
-    "mm cm dm km in ft yd mi kg mg lb lbs oz ml mL dl hr hrs hp mph kph sq cu pm am PM AM Hz Pa".split()  # noqa: SIM905
+    "mm cm dm km in ft yd mi kg mg lb lbs oz ml mL dl hr hrs hp mph kph sq cu pm am PM AM Hz Pa".split()
 )
 _LETTER_UNITS = frozenset("mgshLlNJWVAK")
 # words that make a number something else than a number with a unit
 _NO_UNITS = frozenset(
-    "plus minus times over and or to through divided dozen half halves quarter third thirds point mod".split()  # noqa: SIM905
+    "plus minus times over and or to through divided dozen half halves quarter third thirds point mod".split()
 )
 
 
