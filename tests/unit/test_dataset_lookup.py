@@ -249,3 +249,15 @@ def test_plain_numbers(number: int, decimal: bool) -> None:
 )
 def test_other_texts_stay(text: str, plain: str) -> None:
     assert plain_number(text) == plain
+
+
+def test_the_documentation_lists_every_benchmark() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    for benchmark in get_benchmarks(list_benchmarks()):
+        [line] = [line for line in page.splitlines() if line.startswith(f"| `{benchmark.name}` |")]
+        found, what = [cell.strip() for cell in line.strip("|").split("|")], benchmark.defaults
+        assert found[2:] == [f"{what.eval_split}: {what.rows}", what.grader, what.licence or "not stated"]
+        assert all(f"[{title}]({url})" in found[1] for title, url in zip(
+            what.title.split(", "), what.origin.split(", "), strict=True
+        ))  # fmt: skip
+    assert all(f"`{group}`" in page for group in GROUPS)
