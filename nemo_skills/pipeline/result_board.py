@@ -1,5 +1,6 @@
 """Scores as runs of Weights & Biases."""
 
+import os
 from collections.abc import Sequence
 
 from nemo_skills.core.errors import UserError
@@ -30,7 +31,11 @@ def send(results: Sequence[Result], project: str, group: str | None = None) -> N
                 values[f"{line.benchmark}/{name}"] = getattr(line, name)
             values[f"{line.benchmark}/valid"] = int(line.valid)
         run = wandb.init(
-            project=project, group=group, name=own[0].model, config={"folder": folder}, reinit=True
+            project=project,
+            group=group,
+            name=own[0].model,
+            config={"folder": folder},
+            mode=None if os.environ.get("WANDB_MODE") or wandb.api.api_key else "offline",
         )
         run.log({name: value for name, value in values.items() if value is not None})
         run.finish()
