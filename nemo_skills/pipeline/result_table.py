@@ -18,11 +18,11 @@ _WIDE = 100_000
 INVALID = "!"
 """Stands behind a score that must not be relied on."""
 _KINDS = ("benchmark", "score")
-_CELLS = ("%", "±", "no answer", "truncated", "failed", "tokens", "seconds")
+_CELLS = ("%", "95 %", "no answer", "truncated", "failed", "tokens", "seconds")
 _NO_ANSWER = "no_answer"
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"\\": r"\textbackslash{}", "±": r"$\pm$"}
+    | {"\\": r"\textbackslash{}", "–": "--"}
 )  # fmt: skip
 
 
@@ -130,11 +130,11 @@ def _cell(line: Line | None, *, first: bool) -> list[str]:
     if line is None:
         return [""] * len(_CELLS)
     mark = "" if line.valid else f" {INVALID}"
-    half = None if line.low is None or line.high is None else (line.high - line.low) / 2
+    interval = "" if line.low is None else f"{line.low:.1f}–{line.high:.1f}"
     counts = [f"{number}/{line.total}" for number in (line.no_answer, line.truncated, line.failed)]
     once = [*counts, _number(line.avg_tokens, 0), _number(line.generation_seconds, 0)]
     # they are the same for all scores of a benchmark
-    return [f"{line.score:.2f}{mark}", _number(half, 2), *(once if first else [""] * len(once))]
+    return [f"{line.score:.2f}{mark}", interval, *(once if first else [""] * len(once))]
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -70,8 +70,8 @@ def test_models_side_by_side(models: Path, capsys: pytest.CaptureFixture[str]) -
     assert names.split() == [*["base", "&", "co"] * 5, *["tuned"] * 5]
     assert header.split().count("truncated") == 2
     assert rows[0].split() == [
-        *("gsm8k", "pass@1[avg-of-4]", "symbolic_correct", "50.00", "2.00", "12/800", "3/800", "8/800"),
-        *("75.25", "!", "2.00", "12/800", "3/800", "8/800"),
+        *("gsm8k", "pass@1[avg-of-4]", "symbolic_correct", "50.00", "48.0–52.0", "12/800", "3/800", "8/800"),
+        *("75.25", "!", "73.2–77.2", "12/800", "3/800", "8/800"),
     ]
     assert rows[1].split() == ["pass@4", "symbolic_correct", "60.00", "85.25", "!"]
     assert rows[2].split()[0] == "math_x"
