@@ -22,6 +22,7 @@ def download(url: str, folder: Path) -> Path:
         UserError: it cannot be fetched.
     """
     name = unquote(Path(urlsplit(url).path).name)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     request = urllib.request.Request(url, headers={"User-Agent": _AGENT})  # noqa: S310 (addresses are ours)
     try:

@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,7 @@ def read_rows(path: Path, layout: Layout) -> Iterator[SourceRow]:
     """
     try:
         yield from _rows(path, layout)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as error:
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         # zipfile says RuntimeError of a wrong password
         raise UserError(f"cannot read {path}: {error}") from None
 

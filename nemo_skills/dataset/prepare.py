@@ -59,8 +59,8 @@ def prepare_all(benchmarks: list[Benchmark], options: Options) -> None:
             found = None if options.overwrite else intact(benchmark, options)
             ready += found is not None
             done = found or prepare_one(benchmark, options)
-            kept = " (ready already, not prepared again)" if found else ""
-            print(f"{benchmark.name}: {done.report}{kept}", flush=True)
+            line = f"{done.manifest.rows} rows in {done.path} (ready already, not prepared again)"
+            print(f"{benchmark.name}: {line if found else done.report}", flush=True)
         except UserError as error:
             if len(benchmarks) == 1:
                 raise

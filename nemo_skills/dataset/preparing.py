@@ -3,8 +3,9 @@
 import argparse
 import hashlib
 import json
+import shutil
 import sys
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from nemo_skills.dataset.formats import Layout, read_rows
 from nemo_skills.dataset.lookup import default_data_dir
 from nemo_skills.dataset.manifest import Manifest, manifest_path
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
+
+_DOWNLOADS = ".downloads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +111,27 @@ def _files(split: Split, sources: Sequence[Path], output_dir: Path) -> Iterator[
     if sources:
         yield sources
         return
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=output_dir) as folder:
-        yield [download(url, Path(folder)) for url in split.urls]
+    folder = output_dir / _DOWNLOADS
+    # what a killed run has left
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield [download(url, folder / str(number)) for number, url in enumerate(split.urls)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(output: Path, preparation: Preparation, split_name: str, files: Sequence[Path]) -> tuple[int, str]:
     """Write the rows if they are the right ones; return their number and hash."""
     split, count, digest = preparation.splits[split_name], 0, hashlib.sha256()
+    seen = Counter[str]()
     found = (row for path in files for row in read_rows(path, split.layout) if split.keep(row))
     with atomic_output(output) as file:
         for row in preparation.combine(found):
             count += 1
             prepared = {"id": f"{split_name}/{count}", **_convert(preparation, row)}
+            seen[prepared["id"]] += 1
+            if (again := seen[prepared["id"]]) > 1:
+                prepared["id"] += f"#{again}"
             line = json.dumps(prepared, ensure_ascii=False).encode() + b"\n"
             digest.update(line)
             file.write(line)

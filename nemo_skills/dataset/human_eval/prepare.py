@@ -38,10 +38,13 @@ def combine(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
 def convert(row: SourceRow) -> PreparedRow:
     """Make the tests run by themselves, and set apart what stands before the function."""
     prompt, name = row.code("prompt"), row.text("entry_point")
+    start = prompt.rfind(f"def {name}(")
+    if start < 0:
+        raise row.error(f"its prompt does not define {name}")
     return {
         "id": row.text("task_id"),
         "problem": prompt,
-        "preamble": prompt[: prompt.rfind(f"def {name}(")],
+        "preamble": prompt[:start],
         "entry_point": name,
         "test": f"{row.code('test')}\n\ncheck({name})\n",
         "plus_test": f"{row.code('plus_test')}\n\ncheck({name})\n",
