@@ -207,7 +207,7 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None
                     path.unlink(missing_ok=True)
             raise
         # whatever stood here under these names goes first, so that old and new are never taken for a whole
-        for path in (about_path(prefix), parts[0]):
+        for path in (parts[0], about_path(prefix)):
             path.unlink(missing_ok=True)
         for path, final in reversed(list(zip(temporary, parts, strict=True))):
             path.replace(final)
