@@ -49,6 +49,10 @@ def prepare(config: PrepareDataConfig) -> None:
         raise UserError(f"No row is left; nothing was written.\n{counts}")
     write_manifest(config, inputs, outcome)
     _log.info("Rows by step:\n%s", counts)
+    if config.validation.exists() and config.validation not in [file.path for file in outcome.files]:
+        _log.warning(
+            "%s is from an earlier run: its rows may be in the training data now.", config.validation
+        )
     for file in outcome.files:
         _log.info("Wrote %s: %d rows, %d bytes.", file.path, file.rows, file.size)
 
