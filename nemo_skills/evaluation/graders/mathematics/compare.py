@@ -11,7 +11,8 @@ _ASSIGNMENT = re.compile(
     r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\(\s*\\?\w+\s*\))?)\s*(?:=|\\in(?![a-z]))\s*(?P<value>[^=]+)$"
 )
 _LAST_OF_EQUATION = re.compile(r"^[^=<>]*=\s*(?P<value>[^=<>]+)$")
-_BLANK = re.compile(r"\s+")
+# blanks between digits or letters mean something: `1 2` is not `12`
+_BLANK = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
 
 
 class Sameness(Enum):

@@ -56,11 +56,14 @@ def last_number(text: str) -> str | None:
 
 
 def by_pattern(pattern: re.Pattern[str], text: str) -> str | None:
-    """Return the first group of the last match of a regular expression, or all of it without groups."""
-    last = _last(pattern, text)
-    if last is None:
-        return None
-    return next((group for group in last.groups() if group is not None), None) if pattern.groups else last[0]
+    """Return the first group of the last match of a regular expression, or all of it without groups.
+
+    Matches with nothing in them do not count: `(.*)` also matches behind the last character.
+    """
+    group = 1 if pattern.groups else 0
+    answers = (match[group] or "" for match in pattern.finditer(text))
+    last = deque((answer for answer in answers if answer.strip()), maxlen=1)
+    return last[0] if last else None
 
 
 def clean(text: str) -> str:
@@ -73,7 +76,7 @@ def clean(text: str) -> str:
         rest = text[match.end() :].strip(" .!")
         text = f"{match[2]} {rest}".strip() if rest else match[2]
     text = text.rstrip()
-    return text[:-1].rstrip() if text.endswith((".", ";", "!")) else text
+    return text[:-1].rstrip() if text.endswith((".", ";")) else text
 
 
 def _end_of_sentence(text: str) -> str:

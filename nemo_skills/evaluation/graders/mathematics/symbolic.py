@@ -121,6 +121,6 @@ def _tower_is_high(text: str) -> bool:
     """Whether a power in an exponent can be large: `e^{x^2}` is harmless, `9^{9^9}` is not."""
     without_variables = re.sub(r"\\[a-zA-Z]+|[a-zA-Z]", "", text)
     return (
-        re.search(r"\d\s*\}?\s*\)?\s*\^\s*[{(]?\s*\d+[^\^]*\^\s*[{(]?\s*\d*[2-9]", without_variables)
+        re.search(r"\d\s*\}?\s*\)?\s*\^\s*[{(]?\s*\d+[^\^]*\^\s*[{(]?\s*(?:\d{2,}|[2-9])", without_variables)
         is not None
     )
