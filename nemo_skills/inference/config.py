@@ -94,6 +94,12 @@ class ServerConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, f"server.{name} must be positive")
         _require(self.retry_budget_s >= 0, "server.retry_budget_s must be 0 or more")
+        # an address is shown in logs and stands in scripts
+        _require(
+            not any("@" in address for address in self.addresses),
+            "server.address (--server_address) must not hold a user name or password; a key belongs into a"
+            " variable, which server.api_key_env names",
+        )
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -156,6 +162,14 @@ class GenerateConfig:
     )
     parse_reasoning: bool = opt(False, "split the answer at end_reasoning_string, keep the first part aside")
     end_reasoning_string: str = opt("</think>", "where the reasoning ends and the answer begins")
+    code_execution: bool = opt(False, "run the code that the model writes and let it go on with the result")
+    code_tags: str = opt("fenced", "how the model marks code: name of shipped tags, or path of a .yaml file")
+    max_code_executions: int = opt(8, "most runs for one answer; then the model is told to do without")
+    code_execution_timeout_s: float = opt(10.0, "longest time for a run")
+    max_code_output_characters: int = opt(1000, "how much of a run's output the model gets to see")
+    sandbox_address: str | None = opt(
+        None, "http://host:port of a sandbox; null takes the one that --with_sandbox started"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "how much to log")
 
     def __post_init__(self) -> None:
@@ -181,6 +195,12 @@ class GenerateConfig:
             self.inference.n == 1 or not (self.multi_turn_key or self.prefix_generation_to_response),
             "inference.n excludes multi_turn_key and prefix_generation_to_response",
         )
+        _require(
+            not self.code_execution or (self.inference.n == 1 and self.inference.top_logprobs is None),
+            "code_execution excludes inference.n and inference.top_logprobs",
+        )
+        for name in ("max_code_executions", "code_execution_timeout_s", "max_code_output_characters"):
+            _require(getattr(self, name) > 0, f"{name} must be positive")
         _require(bool(self.end_reasoning_string), "end_reasoning_string must not be empty")
         _require(self.generation_key != "", "generation_key must not be empty")
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.client import Client
+from nemo_skills.inference.code_tools import CodeCounts, CodeTools
 from nemo_skills.inference.config import GenerateConfig
 from nemo_skills.inference.overflow import CutStrategy, Overflow, cut, text_length
-from nemo_skills.inference.request import Answer, RequestFormat
+from nemo_skills.inference.request import Answer, Reply, RequestFormat
 from nemo_skills.inference.retry import Kind, RowFailedError
 from nemo_skills.prompt.utils import Prompt
 
@@ -36,6 +37,8 @@ class Asked(NamedTuple):
     num_tokens: int | None
     cut: dict[str, Any] | None = None
     """What had to be left out to fit the model's context."""
+    code: CodeCounts | None = None
+    """What was run of its code."""
 
 
 class Solved(NamedTuple):
@@ -52,6 +55,7 @@ class Conversation:
     config: GenerateConfig
     prompt: Prompt
     requests: RequestFormat
+    tools: CodeTools | None = None
 
     @cached_property
     def _plain(self) -> bool:
@@ -99,6 +103,7 @@ class Conversation:
         if any(turn.cut for turn in asked):
             cuts = [turn.cut for turn in asked]
             fields["context_cut"] = cuts if config.multi_turn_key else cuts[0]
+        fields |= CodeCounts.total(turn.code for turn in asked if turn.code)
         num_tokens = _total([turn.num_tokens for turn in asked])
         if config.add_generation_stats:
             taken = time.perf_counter() - clock
@@ -124,10 +129,23 @@ class Conversation:
         return asked
 
     async def _ask(self, client: Client, question: "Question") -> "Asked":
+        """Ask, and have the model's code run, if that is wanted."""
+        asked, prompt = await self._begin(client, question)
+        if self.tools is None:
+            return asked
+        first = Reply(asked.answers, 0, asked.num_tokens)
+
+        async def go_on(text: str, max_tokens: int) -> Reply:
+            return await client.ask(self.requests.encode_continued(prompt, text), question.place, max_tokens)
+
+        reply, counts = await self.tools.complete(first, go_on)
+        return asked._replace(answers=reply.answers, num_tokens=reply.num_tokens, code=counts)
+
+    async def _begin(self, client: Client, question: "Question") -> tuple["Asked", bytes]:
         """Ask, and where the context is too short for it, less of it, if that is wanted."""
         try:
             reply = await client.ask(question.prompt, question.place)
-            return Asked(reply.answers, reply.num_tokens)
+            return Asked(reply.answers, reply.num_tokens), question.prompt
         except RowFailedError as error:
             strategy = self.config.server.context_limit_retry_strategy
             if error.kind is not Kind.context_length or strategy is None:
@@ -136,7 +154,7 @@ class Conversation:
 
     async def _ask_less(
         self, client: Client, question: "Question", error: RowFailedError, strategy: CutStrategy
-    ) -> "Asked":
+    ) -> tuple["Asked", bytes]:
         wanted = longest = self.config.inference.tokens_to_generate
         prefix = self._prefix(question.turn)
         messages = self.prompt.messages(question.turn, question.history)
@@ -162,7 +180,7 @@ class Conversation:
                 error = again
                 continue
             lost = {"tokens_to_generate": longest} if longest < wanted else {"characters_cut": whole - kept}
-            return Asked(reply.answers, reply.num_tokens, {"strategy": strategy.value, **lost})
+            return Asked(reply.answers, reply.num_tokens, {"strategy": strategy.value, **lost}), prompt
         raise RowFailedError(
             Kind.context_length, f"{error} (nothing left to cut by {strategy.value})", error.attempts
         )

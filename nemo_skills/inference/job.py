@@ -11,6 +11,7 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import InputFiles, Journal, disk_errors, parse_row
 from nemo_skills.core.log import get_logger
 from nemo_skills.inference.client import Client, ClientSettings
+from nemo_skills.inference.code_tools import CodeTools, find_code_tags, with_code_tags
 from nemo_skills.inference.config import GenerateConfig
 from nemo_skills.inference.conversation import Conversation, Rendered
 from nemo_skills.inference.done import DoneMark, OutputStamp, pieces, write_key
@@ -44,7 +45,11 @@ def make_conversation(config: GenerateConfig) -> Conversation:
         system_message=config.system_message,
         prompt_format=config.prompt_format,
     )
-    return Conversation(config=config, prompt=prompt, requests=RequestFormat(config, prompt))
+    if not config.code_execution:
+        return Conversation(config=config, prompt=prompt, requests=RequestFormat(config, prompt))
+    requests = RequestFormat(*with_code_tags(config, prompt))
+    tools = CodeTools(config=config, tags=find_code_tags(config.code_tags))
+    return Conversation(config=config, prompt=prompt, requests=requests, tools=tools)
 
 
 def show_prompts(config: GenerateConfig) -> None:
@@ -150,7 +155,9 @@ class Generation:
             FailedRows(self.paths.failed)
 
     async def _connect(self) -> Client:
-        """Wait for the servers."""
+        """Wait for the servers, and for the sandbox if there is one."""
+        if (tools := self.source.conversation.tools) is not None:
+            await tools.open()
         server = self.config.server
         key = server.api_key()
         target = ServerTarget(

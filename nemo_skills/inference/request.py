@@ -22,7 +22,8 @@ _EXTRAS: dict[str, dict[str, str]] = {
     "hf": {"repetition_penalty": "frequency_penalty"},
     "openai": {},
 }
-_CONTINUES_CHAT = frozenset({"vllm", "sglang", "stub"})
+CONTINUES_CHAT = frozenset({"vllm", "sglang", "stub"})
+"""Servers that go on with a last message of the assistant's."""
 _TAKES_N = frozenset({"vllm", "sglang", "trtllm", "openai", "stub"})
 # Not the model ended these answers but the server, which was stopping or ran out of something
 _CUT_OFF = frozenset({"abort", "aborted", "cancelled", "error"})
@@ -46,6 +47,8 @@ class Answer(NamedTuple):
     reasoning: str | None = None
     """Set where the server itself separates reasoning from the answer."""
     tokens: Tokens | None = None
+    stopped_at: str | None = None
+    """The stop phrase that ended it, where the server says so."""
 
 
 class Reply(NamedTuple):
@@ -80,6 +83,24 @@ class RequestFormat:
     def encode(self, prompt: list[dict[str, Any]] | str) -> bytes:
         """Serialise a prompt, once for all attempts."""
         return orjson.dumps(prompt)
+
+    def encode_continued(self, prompt: bytes, text: str) -> bytes:
+        """Return an encoded prompt that has the model go on with a text of its own."""
+        sent = orjson.loads(prompt)
+        if isinstance(sent, str):
+            return orjson.dumps(sent + text)
+        if sent[-1].get("role") == "assistant":
+            last = sent.pop()
+            text = last["content"] + text
+        else:
+            last = {"role": "assistant"}
+        messages = orjson.dumps([*sent, {**last, "content": text}])
+        already = self._shared.get("continue_final_message")
+        return (
+            messages
+            if already
+            else messages + b',"continue_final_message":true,"add_generation_prompt":false'
+        )
 
     def body(self, model: str, prompt: bytes, place: tuple[int, int], max_tokens: int | None = None) -> bytes:
         """Return the body of a request.
@@ -150,10 +171,17 @@ class RequestFormat:
         logprobs = choice.get("logprobs")
         tokens = _tokens(logprobs, chat=self.chat) if logprobs else None
         if not self.chat:
-            return Answer(choice["text"] or "", choice.get("finish_reason"), None, tokens)
+            return Answer(choice["text"] or "", reason, None, tokens, _stopped_at(choice))
         message = choice["message"]
         reasoning = message.get("reasoning_content") or message.get("reasoning")
-        return Answer(message["content"] or "", choice.get("finish_reason"), reasoning, tokens)
+        return Answer(
+            message["content"] or "", choice.get("finish_reason"), reasoning, tokens, _stopped_at(choice)
+        )
+
+
+def _stopped_at(choice: dict[str, Any]) -> str | None:
+    found = choice.get("stop_reason") or choice.get("matched_stop")
+    return found if isinstance(found, str) else None
 
 
 def _is_text(config: GenerateConfig, prompt: Prompt) -> bool:
@@ -191,7 +219,7 @@ def _settings(config: GenerateConfig, prompt: Prompt, *, chat: bool) -> dict[str
             else {"logprobs": inference.top_logprobs}
         )
     if config.prefix_generation_to_response and chat:
-        if server_type not in _CONTINUES_CHAT:
+        if server_type not in CONTINUES_CHAT:
             raise UserError(
                 f"prefix_generation_to_response: a {server_type} server cannot continue a chat message;"
                 " use prompt_template or tokenizer, so that text is sent."

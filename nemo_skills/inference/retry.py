@@ -36,9 +36,11 @@ class Kind(StrEnum):
     bad_request = "bad_request"
     auth = "auth"
     gone = "gone"
+    sandbox = "sandbox"
+    """Not the server's: code that the model wrote could not be run."""
 
 
-RETRIED = frozenset({Kind.retryable, Kind.busy, Kind.timeout, Kind.connection})
+RETRIED = frozenset({Kind.retryable, Kind.busy, Kind.timeout, Kind.connection, Kind.sandbox})
 FATAL = frozenset({Kind.auth, Kind.gone})
 
 

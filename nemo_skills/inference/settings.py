@@ -25,6 +25,11 @@ _KEYS = (
     "prefix_generation_to_response",
     "parse_reasoning",
     "end_reasoning_string",
+    "code_execution",
+    "code_tags",
+    "max_code_executions",
+    "code_execution_timeout_s",
+    "max_code_output_characters",
 )
 _SHOWN = 5
 

@@ -44,4 +44,5 @@ class Collection:
 
 PROMPTS = Collection(label="prompt config", folder=_PACKAGE / "config", suffix=".yaml")
 TEMPLATES = Collection(label="prompt template", folder=_PACKAGE / "template", suffix=".yaml")
+CODE_TAGS = Collection(label="code_tags", folder=_PACKAGE / "code_tags", suffix=".yaml")
 EXAMPLES = Collection(label="examples_type", folder=_PACKAGE / "few_shot_examples", suffix=".jsonl")

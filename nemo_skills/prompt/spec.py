@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -58,6 +58,25 @@ class TemplateConfig:
     assistant_begin: str = ""
     assistant_end: str = ""
     stop_phrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeTagsConfig:
+    """A code tags file: how a family of models marks code to be run, and where it looks for results."""
+
+    code_begin: str
+    code_end: str
+    """The generation stops here."""
+
+    output_begin: str
+    output_end: str
+    """What comes between the result and the model's next words."""
+
+    code_format: Literal["plain", "json"] = "plain"
+    """json: what is marked is a tool call, with the code among its arguments."""
+
+    special_tokens: bool = False
+    """Whether marks are special tokens, which servers leave out of texts unless asked not to."""
 
 
 class _Section:
@@ -138,6 +157,22 @@ def read_template_config(path: Path) -> TemplateConfig:
         assistant_begin=section.text("assistant_begin") or "",
         assistant_end=section.text("assistant_end") or "",
         stop_phrases=section.texts("stop_phrases"),
+    )
+
+
+def read_code_tags(path: Path) -> CodeTagsConfig:
+    """Read a code tags file."""
+    section = _Section(_read_yaml(path), str(path), CodeTagsConfig)
+    code_format = section.text("code_format") or "plain"
+    if code_format not in ("plain", "json"):
+        raise UserError(f"{path}: code_format must be plain or json, not '{code_format}'")
+    return CodeTagsConfig(
+        code_begin=section.required("code_begin"),
+        code_end=section.required("code_end"),
+        output_begin=section.required("output_begin"),
+        output_end=section.required("output_end"),
+        code_format="json" if code_format == "json" else "plain",
+        special_tokens=section.get("special_tokens") is True,
     )
 
 

@@ -62,6 +62,7 @@ class OfflineConfig(GenerateConfig):
                 "num_chunks needs a server; processes share the rows by themselves.",
             ),
             (self.multi_turn_key is not None, "multi_turn_key needs a server."),
+            (self.code_execution, "code_execution needs a server."),
             (inference.top_logprobs is not None, "inference.top_logprobs needs a server."),
             (
                 bool(inference.extra_body),

@@ -6,6 +6,7 @@ For tests, benchmarks and dry rehearsals: `python -m nemo_skills.inference.serve
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import re
@@ -42,6 +43,9 @@ class StubOptions:
     port: int = _option(0, "port to listen on; 0 takes a free one and prints it")
     model: str = _option("", "name of its model; any name is accepted when empty")
     answer: str | None = _option(None, "say this to everything")
+    script: str = _option(
+        "", "JSON list of [regular expression, answer]; the first found in a prompt decides"
+    )
     seed: int = _option(0, "changes the answers and which requests fail")
     latency: float = _option(0.0, "seconds per request")
     token_latency: float = _option(0.0, "seconds per generated token, on top")
@@ -62,6 +66,8 @@ class StubOptions:
 
     def __post_init__(self) -> None:
         re.compile(self.fail_rows)
+        for pattern, _ in json.loads(self.script or "[]"):
+            re.compile(pattern)
         rates = ("error_rate", "rate_limit_rate", "hang_rate", "truncate_rate")
         if wrong := [name for name in rates if not 0 <= getattr(self, name) <= 1]:
             raise ValueError(f"{', '.join(wrong)}: a share lies between 0 and 1")
@@ -82,7 +88,7 @@ class StubServer:
         self._this_second = (0, 0)
         self._slots = asyncio.Semaphore(options.slots) if options.slots else contextlib.nullcontext()
         self._faults = random.Random(options.seed)
-        self._oracle = Oracle(options.seed, options.answer)
+        self._oracle = Oracle(options.seed, options.answer, json.loads(options.script or "[]"))
         self._failing = re.compile(options.fail_rows) if options.fail_rows else None
         self._runner: web.ServerRunner | None = None
 

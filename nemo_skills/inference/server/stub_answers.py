@@ -1,6 +1,7 @@
 """What the stub server says: the same words for the same question, in the shape of OpenAI's API."""
 
 import random
+import re
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -117,8 +118,9 @@ def count_tokens(text: str) -> int:
 class Oracle:
     """Answers prompts; equal questions get equal answers, from any instance with the same seed."""
 
-    def __init__(self, seed: int, fixed: str | None = None) -> None:
+    def __init__(self, seed: int, fixed: str | None = None, script: Sequence[tuple[str, str]] = ()) -> None:
         self._seed = seed
+        self._script = [(re.compile(pattern, re.DOTALL), tuple(_tokens(text))) for pattern, text in script]
         self._fixed = tuple(_tokens(fixed)) if fixed is not None else None
 
     def answers(self, request: Request) -> list[Answer]:
@@ -131,7 +133,8 @@ class Oracle:
         ]
 
     def _answer(self, request: Request, key: str) -> Answer:
-        tokens = self._fixed or self._invent(key)
+        scripted = (tokens for pattern, tokens in self._script if pattern.search(key))
+        tokens = next(scripted, None) or self._fixed or self._invent(key)
         if request.ignore_eos and request.max_tokens:
             tokens = (tokens * (request.max_tokens // len(tokens) + 1))[: request.max_tokens]
         finish = "stop"
