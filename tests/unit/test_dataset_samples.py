@@ -18,7 +18,7 @@ from nemo_skills.dataset.livecodebench.tests import pack, unpack, unpack_origin
 from nemo_skills.dataset.lookup import get_benchmark, list_benchmarks
 from nemo_skills.dataset.manifest import Manifest
 from nemo_skills.dataset.preparing import Preparation, Prepared, prepare, run
-from nemo_skills.evaluation.graders import GRADERS
+from nemo_skills.evaluation.graders import GRADERS, get_grader
 from nemo_skills.prompt.utils import get_prompt
 from tests.golden_files import assert_golden
 
@@ -278,3 +278,25 @@ def test_unknown_format_and_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "MATH.tar").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"cannot read .*MATH\.tar"):
         prepare_sample("math", tmp_path / "out", tmp_path / "MATH.tar")
+
+
+# --- with the graders
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name not in {"human-eval", "mbpp", "livecodebench"}]
+)
+def test_reference_answers_are_graded_correct(name: str, tmp_path: Path) -> None:
+    grader = get_grader(get_benchmark(name).defaults.grader)
+    grader.warm_up()
+    for row in rows_of(prepare_sample(name, tmp_path)):
+        right, wrong = [
+            f"The answer is $\\boxed{{{answer}}}$." for answer in (row.get("expected_answer"), "Q")
+        ]
+        if name == "ifeval":
+            right = "white walls of stone " * 12
+            wrong = "White, tall."
+        verdicts = [grader.grade({**row, "generation": text}).verdict for text in (right, wrong, "")]
+        assert verdicts[0] == "correct", row
+        assert verdicts[1] != "correct", row
+        assert verdicts[2] in {"no_answer", "incorrect"}
