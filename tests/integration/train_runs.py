@@ -95,7 +95,7 @@ def train_here(args: Sequence[str]) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        config = compose(SftConfig, args)
+        config = compose_sft(args)
         return train_sft(config, StopFlag(config.exp_manager.seconds_per_run))
     finally:
         torch.set_num_threads(threads)
@@ -112,3 +112,29 @@ def largest_difference(a: Mapping[tuple[int, str], float], b: Mapping[tuple[int,
     """Return the largest relative difference of two runs with the same steps."""
     assert a.keys() == b.keys()
     return max(abs(a[key] - b[key]) / max(abs(a[key]), 1e-12) for key in a)
+
+
+def compose_sft(args: Sequence[str]) -> SftConfig:
+    """Return the main's configuration."""
+    return compose(SftConfig, args)
+
+
+def pack_rows(rows: Path, model: Path, folder: Path, *, size: int, cp: int = 1) -> tuple[Path, int]:
+    """Pack rows with the packing main; return what to train on, and the number of packs."""
+    import numpy as np
+
+    from nemo_skills.training.packing_config import PackingConfig
+    from nemo_skills.training.prepare_packed_ft_dataset import prepare_packed_ft_dataset
+
+    settings = {
+        "model.data.train_ds.file_names": f"['{rows}']",
+        "model.data.train_ds.max_seq_length": size,
+        "model.context_parallel_size": cp,
+        "tokenizer_path": model,
+        "output_dir": folder,
+        "pack_sizes": f"[{size}]",
+        "processes": 1,
+    }
+    prepare_packed_ft_dataset(compose(PackingConfig, [f"++{k}={v}" for k, v in settings.items()]))
+    packs = np.load(folder / f"packed_{size}_seed0.input_ids.npy", mmap_mode="r")
+    return folder / f"packed_{size}_seed0.npy", len(packs)
