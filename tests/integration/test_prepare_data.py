@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nemo_skills.training.prepare_data import run
 from tests.integration.processes import processes_naming
 from tests.services.process import wait_until
 
@@ -201,12 +202,16 @@ def test_a_list_of_ones_own_with_steps_of_ones_own(tmp_path: Path) -> None:
         (["++input_files=empty.jsonl"], "empty.jsonl: no rows in the input."),
     ],
 )
-def test_mistakes_are_explained_and_nothing_is_written(tmp_path: Path, args: list[str], message: str) -> None:
+def test_mistakes_are_explained_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    args: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "in.jsonl", generations(5))
     (tmp_path / "empty.jsonl").touch()
-    done = prepare(*overrides("in.jsonl", Path("out.jsonl")), *args, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        run([*overrides("in.jsonl", Path("out.jsonl"), processes=1), *args])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "in.jsonl"]
 
 

@@ -20,8 +20,8 @@ from nemo_skills.training.data_preparation_utils.inputs import find_inputs
 from nemo_skills.training.data_preparation_utils.order import Shuffle, Split
 from nemo_skills.training.data_preparation_utils.pairs import MakePairs
 from nemo_skills.training.data_preparation_utils.reading import ReadGenerations, SelectKeys
+from nemo_skills.training.data_preparation_utils.running import Step
 from nemo_skills.training.data_preparation_utils.sampling import Deduplicate, SamplePerProblem
-from nemo_skills.training.data_preparation_utils.stages import Step
 from nemo_skills.training.data_preparation_utils.stats import Histogram
 
 Row = dict[str, Any]

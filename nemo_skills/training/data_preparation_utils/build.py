@@ -11,7 +11,7 @@ from typing import Any
 from nemo_skills.core._convert import Builder, Problem
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.training.data_preparation_utils.base import Processor
-from nemo_skills.training.data_preparation_utils.stages import Step
+from nemo_skills.training.data_preparation_utils.running import Step
 
 _OWN_KEYS = ("_target_", "name", "enabled")
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

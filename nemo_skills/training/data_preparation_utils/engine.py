@@ -12,13 +12,11 @@ from nemo_skills.core.jsonl import InputFiles, atomic_output, disk_errors
 from nemo_skills.training.data_preparation_utils.order import Shuffle, Split
 from nemo_skills.training.data_preparation_utils.pool import run_tasks
 from nemo_skills.training.data_preparation_utils.progress import progress
+from nemo_skills.training.data_preparation_utils.running import CHILDREN, RowProblemError, Step
 from nemo_skills.training.data_preparation_utils.spill import Record, Spill
 from nemo_skills.training.data_preparation_utils.stages import (
-    CHILDREN,
     Result,
     Router,
-    RowProblemError,
-    Step,
     Worker,
     batches,
     cut_into_stages,

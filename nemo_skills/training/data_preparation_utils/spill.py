@@ -52,10 +52,15 @@ class RunWriter:
         self._headers[part].append(HEADER.pack(order, split, group, len(raw)))
         self._texts[part].append(raw)
 
-    def encoded(self) -> list[bytes]:
-        """Return the bytes of every part."""
-        pairs = zip(self._headers, self._texts, strict=True)
-        return [b"".join([_COUNT.pack(len(h)), *h, *t]) if h else b"" for h, t in pairs]
+    def encoded(self) -> tuple[bytes, "array[int]"]:
+        """Return the bytes of all parts, one after the other, and where each begins and the last one ends."""
+        pieces: list[bytes] = []
+        sizes = []
+        for headers, texts in zip(self._headers, self._texts, strict=True):
+            if headers:
+                pieces += (_COUNT.pack(len(headers)), *headers, *texts)
+            sizes.append((len(headers) * HEADER.size + _COUNT.size + sum(map(len, texts))) if headers else 0)
+        return b"".join(pieces), array("Q", accumulate(sizes, initial=0))
 
 
 class Spill:
@@ -76,12 +81,11 @@ class Spill:
 
     def write(self, writer: RunWriter) -> Run:
         """Write the records of a task; the process that reads must `runs.append` what this returns."""
-        encoded = writer.encoded()
-        bounds = array("Q", accumulate(map(len, encoded), initial=0))
+        encoded, bounds = writer.encoded()
         with self._end.get_lock():
             start = int(self._end.value)
             self._end.value += bounds[-1]
-        data = memoryview(b"".join(encoded))
+        data = memoryview(encoded)
         with disk_errors(self._folder, "This is where rows are sorted; ++tmp_dir=... chooses another place."):
             offset = start
             while data:

@@ -1,7 +1,6 @@
 """Which steps run together in a stage, and one task of it: rows of the input, or a sorted part."""
 
 import itertools
-import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,46 +13,24 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import BadRowError, Block, parse_row
 from nemo_skills.training.data_preparation_utils.base import (
     HASH_LIMIT,
-    DropRow,
-    GroupFilter,
     GroupMap,
     GroupProcessor,
-    Processor,
-    Row,
-    RowFilter,
     RowMap,
     key_text,
 )
 from nemo_skills.training.data_preparation_utils.lengths import note_lengths
-from nemo_skills.training.data_preparation_utils.order import Shuffle, Split
+from nemo_skills.training.data_preparation_utils.order import Shuffle
+from nemo_skills.training.data_preparation_utils.running import (
+    CHILDREN,
+    Item,
+    RowProblemError,
+    Step,
+    run_step,
+)
 from nemo_skills.training.data_preparation_utils.spill import HEADER, Record, Run, RunWriter, Spill
 from nemo_skills.training.data_preparation_utils.stats import StepStats, Tally
 
-CHILDREN = 1 << 16
-"""A row's order is its position in the input times this: there is room for rows that are made from it."""
-_NO_SPLIT = HASH_LIMIT - 1
 _NO_GROUP = bytes(16)
-
-
-class Item:
-    """A row on its way through the steps."""
-
-    __slots__ = ("order", "raw", "row", "split")
-
-    def __init__(self, order: int, row: Row, raw: bytes | None, split: int = _NO_SPLIT) -> None:
-        self.order = order
-        self.row = row
-        self.raw = raw
-        """The row's text, as long as nothing has changed it."""
-        self.split = split
-
-
-class Step(NamedTuple):
-    """A processor and its place in the list, where 0 is the reading of the input."""
-
-    number: int
-    name: str
-    processor: Processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +54,6 @@ def cut_into_stages(steps: Sequence[Step]) -> list[Stage]:
             fresh = False
         stages[-1][1].append(step)
     return [Stage(key=key, steps=tuple(own)) for key, own in stages]
-
-
-class RowProblemError(UserError):
-    """A processor cannot deal with a row."""
-
-    def __init__(self, message: str, step: str = "", order: int = 0) -> None:
-        super().__init__(message)
-        self.step = step
-        self.position = order // CHILDREN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +155,9 @@ class Worker:
 
     def _through(self, work: "_Work", items: list[Item]) -> list[Item]:
         for step in self.stage.steps:
-            stats = work.tally.steps[step.number]
-            stats.rows_in += len(items)
-            items = _run_step(work.tally, step, items)
-            stats.rows_out += len(items)
+            if not items:
+                break
+            items = run_step(step, work.tally, items)
         return items
 
     def _finish(self, work: "_Work", items: Iterable[Item]) -> None:
@@ -210,101 +177,6 @@ class Worker:
 class _Work(NamedTuple):
     tally: Tally
     writer: RunWriter
-
-
-def _run_step(tally: Tally, step: Step, items: list[Item]) -> list[Item]:
-    """Return the rows that a step leaves."""
-    processor, stats = step.processor, tally.steps[step.number]
-    at = _Place(items[0].order if items else 0)
-    try:
-        if isinstance(processor, RowFilter):
-            return _filter_rows(processor, stats, items, at)
-        if isinstance(processor, RowMap):
-            return _map_rows(processor, stats, items, at)
-        if isinstance(processor, GroupFilter):
-            return _filter_group(processor, stats, items) if items else []
-        if isinstance(processor, GroupMap):
-            return _map_group(processor, stats, items) if items else []
-        if isinstance(processor, Split):
-            return _number_rows(processor, tally, items, at)
-    except RowProblemError:
-        raise
-    except UserError as error:
-        raise RowProblemError(str(error), step.name, at.order) from None
-    except Exception as error:
-        place = f"processor {step.name}, row at position {at.order // CHILDREN} of the input"
-        error.add_note(f"{place}\n{traceback.format_exc()}")
-        raise
-    return items
-
-
-class _Place:
-    """Which row is being looked at, for messages."""
-
-    __slots__ = ("order",)
-
-    def __init__(self, order: int) -> None:
-        self.order = order
-
-
-def _filter_rows(processor: RowFilter, stats: StepStats, items: list[Item], at: _Place) -> list[Item]:
-    kept, reject = [], processor.reject
-    for item in items:
-        at.order = item.order
-        reason = reject(item.row)
-        if reason is None:
-            kept.append(item)
-        else:
-            stats.drop(reason, item.order, item.row)
-    return kept
-
-
-def _map_rows(processor: RowMap, stats: StepStats, items: list[Item], at: _Place) -> list[Item]:
-    kept = []
-    for item in items:
-        at.order = item.order
-        try:
-            changed = processor.change(item.row)
-        except DropRow as why:
-            stats.drop(str(why), item.order, item.row)
-            continue
-        if isinstance(changed, list):
-            stats.created += len(changed) - 1
-            kept += [Item(item.order + i, row, None, item.split) for i, row in enumerate(changed)]
-        else:
-            kept.append(item if changed is None else Item(item.order, changed, None, item.split))
-    return kept
-
-
-def _filter_group(processor: GroupFilter, stats: StepStats, items: list[Item]) -> list[Item]:
-    kept = []
-    for item, reason in zip(items, processor.reject([item.row for item in items]), strict=True):
-        if reason is None:
-            kept.append(item)
-        else:
-            stats.drop(reason, item.order, item.row)
-    return kept
-
-
-def _map_group(processor: GroupMap, stats: StepStats, items: list[Item]) -> list[Item]:
-    rows, fates = processor.combine([item.row for item in items])
-    for item, reason in zip(items, fates, strict=True):
-        if reason is not None:
-            stats.drop(reason, item.order, item.row)
-    stats.merged += sum(reason is None for reason in fates)
-    stats.created += len(rows)
-    first = items[0]
-    return [Item(first.order + i, row, None, first.split) for i, row in enumerate(rows)]
-
-
-def _number_rows(processor: Split, tally: Tally, items: list[Item], at: _Place) -> list[Item]:
-    tally.wanted = processor.problems
-    for item in items:
-        at.order = item.order
-        item.split = processor.number(item.row)
-        if tally.wanted:
-            tally.note_number(item.split)
-    return items
 
 
 def batches(blocks: Iterable[Block], size: int) -> Iterable[list[Block]]:
