@@ -84,6 +84,8 @@ def eval(  # noqa: A001 (the command is called so)
 def _run(request: Request) -> Record | None:
     job = request.job
     plan_eval(request, Progress())  # mistakes in options come before anything is looked at
+    if request.server.server_type == "hf" and any(target.samples for target in request.targets):
+        LOG.warning("hf servers sample only if the model's generation_config.json says do_sample: true")
     approach(request.cluster)
     if not job.no_validate:
         _validate(request)

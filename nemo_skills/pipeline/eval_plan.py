@@ -120,7 +120,11 @@ def plan_eval(request: Request, progress: Progress) -> Plan:
         for part in request.parts()
         if part.judged and (part in missing or not {part.path} & (progress.done | progress.queued.keys()))
     ]
-    answering = _spread(request, request.name, missing, _answering_job)
+    answering = [
+        made
+        for name, parts in _by_sampling(request, missing)
+        for made in _spread(request, name, parts, _answering_job)
+    ]
     judging = [
         _after(job, parts, answering, progress)
         for job, parts in _spread(request, f"{request.name}-judge", unjudged, _judging_job)
@@ -136,6 +140,16 @@ def plan_eval(request: Request, progress: Progress) -> Plan:
         options=request.job,
         replaces=replaces,
     )
+
+
+def _by_sampling(request: Request, parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Return names of jobs, and the parts that may share a server."""
+    greedy = [part for part in parts if part.seed is None]
+    sampled = [part for part in parts if part.seed is not None]
+    # this server takes the temperature of its first request for all others
+    if request.server.server_type == "hf" and greedy and sampled and not request.server.server_address:
+        return [(f"{request.name}-greedy", greedy), (f"{request.name}-sampled", sampled)]
+    return [(request.name, list(parts))]
 
 
 _Made = list[tuple[Job, list[Part]]]
@@ -162,7 +176,9 @@ def _rows(part: Part) -> int:
 def _answering_job(request: Request, name: str, parts: Sequence[Part]) -> Job:
     commands = [answering_command(request, part) for part in parts]
     job = answering_job(name, commands, server=request.server, hooks=HookOptions(), cluster=request.cluster)
-    return replace(_outdating(request, job, parts), writes=tuple(part.answers for part in parts))
+    writes = tuple(part.answers for part in parts)
+    # the answers of another job are not needed for these
+    return replace(_outdating(request, job, parts), writes=writes, despite_failure=True)
 
 
 def _judging_job(request: Request, name: str, parts: Sequence[Part]) -> Job:

@@ -82,6 +82,8 @@ def test_200_questions(
     user = OnSlurm(request.getfixturevalue("slurm_user")) if on_slurm else request.getfixturevalue("here")
     prepare(user.folder / "data", ROWS)
     model = build(user.folder / "mo del")
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(settings | {"do_sample": True}))
     server = ["--server_type=hf", f"--model={model}", "++inference.tokens_to_generate=4"]
 
     def show(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Which jobs `ns eval` plans, given what earlier calls have done and queued."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,19 @@ def test_num_jobs_share_the_rows() -> None:
     assert score.after == ("e-0", "e-1")
     here = plan_eval(request_for("gsm8k:2", num_jobs=2, cluster=HERE), Progress())
     assert [job.name for job in here.jobs] == ["e", "e-score"]
+
+
+def test_servers_that_cannot_change_their_temperature_are_not_shared() -> None:
+    request = request_for("gsm8k:1", "math-500:0", cluster=HERE)
+    request = dataclasses.replace(request, server=ServerOptions(server_type="hf", model="m"))
+    plan = plan_eval(request, Progress())
+    assert [job.name for job in plan.jobs] == ["e-greedy", "e-sampled", "e-score"]
+    assert [job.writes for job in plan.jobs[:2]] == [
+        (f"{RESULTS}/math-500/output.jsonl",),
+        (paths("gsm8k", 0)[0],),
+    ]
+    # here jobs run one after the other: the second runs whatever becomes of the first
+    assert all(job.despite_failure for job in plan.jobs)
 
 
 def test_a_judge_has_a_job_and_a_server_of_its_own() -> None:
