@@ -25,8 +25,6 @@ _MEETING_POLL_S = 0.2
 _LOOPBACK = "127.0.0.1"
 STOPPED_CODE = 3
 """With which a program says that it has saved and has to be continued."""
-_FAREWELL_S = 8.0
-"""What the others have to end once one has failed: whoever waits for it waits in vain."""
 _AGREEMENT_S = 120.0
 """What they have once one has ended well, or has stopped after saving: all do so together."""
 _EXIT_S = 1.0
@@ -133,7 +131,9 @@ class Launcher:
             failed = [code for code in ended if code not in (0, STOPPED_CODE)]
             result = result or next(iter(failed), 0)
             if ended:
-                deadline = min(deadline, time.monotonic() + (_FAREWELL_S if failed else _AGREEMENT_S))
+                deadline = min(
+                    deadline, time.monotonic() + (self._options.farewell if failed else _AGREEMENT_S)
+                )
             if time.monotonic() > deadline:
                 LOG.error("not all processes have ended with the first one: killing the others")
                 return _as_exit_code(result or 1)
@@ -152,6 +152,9 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch", description="Start the processes of a training run.")
     parser.add_argument("--processes", type=int, default=1, help="processes on each node")
     parser.add_argument("--nodes", type=int, default=1, help="nodes, on each of which Slurm starts this")
+    parser.add_argument(
+        "--farewell", type=float, default=8.0, help="seconds that others have to end after one has failed"
+    )
     parser.add_argument("command", nargs="+", help="after --: arguments of Python")
     return parser.parse_args(args)
 
