@@ -17,8 +17,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nemo_skills.examples import tiny_model  # noqa: E402
-from tests.integration.train_runs import compose_sft, sft_args, write_rows  # noqa: E402
+from nemo_skills.examples import tiny_model
+from tests.integration.train_runs import compose_sft, sft_args, write_rows
 
 BOUNDS = {"vs_trl": 1.0, "packed_speedup": 1.0}
 ROWS, BATCH = 640, 32

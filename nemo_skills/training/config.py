@@ -45,10 +45,6 @@ class DataConfig:
     train_ds: DatasetConfig = opt(DatasetConfig, "data to train on")
     validation_ds: DatasetConfig = opt(DatasetConfig, "data to validate on; without files there is none")
 
-    def __post_init__(self) -> None:
-        """There is nothing to do without data."""
-        _require(bool(self.train_ds.files), "model.data.train_ds.file_path is missing")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SchedConfig:
@@ -127,7 +123,7 @@ class ModelConfig:
     loss_chunk_size: int = opt(4096, "tokens whose logits exist at the same time; 0: no limit")
     peft: PeftConfig = opt(PeftConfig, "adapters")
     optim: OptimConfig = opt(OptimConfig, "optimiser")
-    data: DataConfig = opt(MISSING, "data")
+    data: DataConfig = opt(DataConfig, "data")
 
     def __post_init__(self) -> None:
         """Check sizes and shares."""
@@ -245,9 +241,13 @@ class ExpManagerConfig:
 class SftConfig:
     """Fine-tunes a model on prompts and responses. Start it with torchrun, or as one process."""
 
-    model: ModelConfig = opt(MISSING, "model and data")
+    model: ModelConfig = opt(ModelConfig, "model and data")
     trainer: TrainerConfig = opt(TrainerConfig, "processes, precision, schedule")
-    exp_manager: ExpManagerConfig = opt(MISSING, "results")
+    exp_manager: ExpManagerConfig = opt(ExpManagerConfig, "results")
+
+    def __post_init__(self) -> None:
+        """There is nothing to do without data."""
+        _require(bool(self.model.data.train_ds.files), "model.data.train_ds.file_path is missing")
 
 
 def as_dict(config: Any) -> dict[str, Any]:
