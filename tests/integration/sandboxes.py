@@ -41,3 +41,30 @@ def running_sandbox(*options: str) -> Iterator[RunningSandbox]:
             process.kill()
             process.wait()
             raise
+
+
+# what the model says depends on the question and on what it was shown so far; the latest comes first
+SCRIPT = [
+    [r"lasting.*```output\n43\n```\n$", "So it is 43."],
+    [r"lasting.*```output\n42\n```\n$", "More.\n```python\nx + 1\n```\nnever said"],
+    [r"lasting", "I compute.\n```python\nx = 6 * 7\nprint(x)\n```\nnever said"],
+    [r"failing.*ZeroDivisionError: division by zero\n```\n$", "It fails."],
+    [r"failing", "```python\n1 / 0\n```\n"],
+    [r"endless.*longer than 0.5 seconds", "It takes too long."],
+    [r"endless", "```python\nwhile True: pass\n```\n"],
+    [r"stubborn.*No more code", "I give in."],
+    [r"stubborn", "```python\nprint('again')\n```\n"],
+    [r"wordy.*\[output cut\]\n```\n$", "It is long."],
+    [r"wordy", "```python\nprint('x' * 5000)\n```\n"],
+    [r"hasty", "```python\nprint('last')\n```"],
+    [r"plain", "Nothing to run here."],
+    [r"calling.*<tool_response>\n9\n</tool_response>", "Nine."],
+    [r"calling", '<tool_call>\n{"name": "python", "arguments": {"code": "print(3 ** 2)"}}\n</tool_call>'],
+    [r"garbled.*<tool_response>\nError: the call is not valid JSON", "Sorry."],
+    [r"garbled", "<tool_call>\n{print(1)}\n</tool_call>"],
+]
+SCRIPTED_ANSWER = (
+    "I compute.\n```python\nx = 6 * 7\nprint(x)\n```\n```output\n42\n```\n"
+    "More.\n```python\nx + 1\n```\n```output\n43\n```\nSo it is 43."
+)
+"""What comes of the question `the lasting one`."""

@@ -1,10 +1,6 @@
 """Answers whose code is run while they are written: the real main, sandbox and wrapper, a scripted model."""
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,34 +8,10 @@ from typing import Any
 import pytest
 
 from tests.integration.generation import read_rows, run_main, running_stub
-from tests.integration.sandboxes import RunningSandbox, running_sandbox
+from tests.integration.sandboxes import SCRIPT, SCRIPTED_ANSWER, RunningSandbox, running_sandbox
 
-# what the model says depends on the question and on what it was shown so far; the latest comes first
-SCRIPT = [
-    [r"lasting.*```output\n43\n```\n$", "So it is 43."],
-    [r"lasting.*```output\n42\n```\n$", "More.\n```python\nx + 1\n```\nnever said"],
-    [r"lasting", "I compute.\n```python\nx = 6 * 7\nprint(x)\n```\nnever said"],
-    [r"failing.*ZeroDivisionError: division by zero\n```\n$", "It fails."],
-    [r"failing", "```python\n1 / 0\n```\n"],
-    [r"endless.*longer than 0.5 seconds", "It takes too long."],
-    [r"endless", "```python\nwhile True: pass\n```\n"],
-    [r"stubborn.*No more code", "I give in."],
-    [r"stubborn", "```python\nprint('again')\n```\n"],
-    [r"wordy.*\[output cut\]\n```\n$", "It is long."],
-    [r"wordy", "```python\nprint('x' * 5000)\n```\n"],
-    [r"hasty", "```python\nprint('last')\n```"],
-    [r"plain", "Nothing to run here."],
-    [r"calling.*<tool_response>\n9\n</tool_response>", "Nine."],
-    [r"calling", '<tool_call>\n{"name": "python", "arguments": {"code": "print(3 ** 2)"}}\n</tool_call>'],
-    [r"garbled.*<tool_response>\nError: the call is not valid JSON", "Sorry."],
-    [r"garbled", "<tool_call>\n{print(1)}\n</tool_call>"],
-]
 CASES: dict[str, tuple[str, tuple[int, int, int]]] = {
-    "lasting": (
-        "I compute.\n```python\nx = 6 * 7\nprint(x)\n```\n```output\n42\n```\n"
-        "More.\n```python\nx + 1\n```\n```output\n43\n```\nSo it is 43.",
-        (2, 0, 0),
-    ),
+    "lasting": (SCRIPTED_ANSWER, (2, 0, 0)),
     "failing": ("It fails.", (1, 1, 0)),
     "endless": ("It takes too long.", (1, 1, 1)),
     "stubborn": ("I give in.", (3, 0, 0)),
@@ -144,19 +116,3 @@ def test_what_cannot_work_is_said_at_once(
     done = run_main(stub_url, source, tmp_path / "out.jsonl", code_execution=True, **settings)
     assert done.returncode == 2
     assert message in done.stderr
-
-
-def test_the_wrapper_starts_a_sandbox(ns: list[str], tmp_path: Path) -> None:
-    source = questions(tmp_path / "in.jsonl", "lasting")
-    argv = [
-        *ns, "generate", "--server_type=stub", "--model=stub", f"--input_file={source}", "--with_sandbox",
-        f"--output_dir={tmp_path}/out", "++code_execution=true", "++prompt_config=generic/default",
-        f"--server_args=--script {shlex.quote(json.dumps(SCRIPT))}",
-    ]  # fmt: skip
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path})
-    assert done.returncode == 0, done.stderr
-    [row] = read_rows(tmp_path / "out" / "generation" / "output.jsonl")
-    assert row["generation"] == CASES["lasting"][0]
-    [log] = (tmp_path / "out" / "generation-logs").glob("*sandbox.log")
-    assert "sandbox listens on http://127.0.0.1:" in log.read_text()
