@@ -29,6 +29,11 @@ _ROOT_OF_ONE = re.compile(r"\\sqrt\s*(\d+|[a-z])(?![a-z{\d])")
 _NAMES = re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|theta|sin|cos|tan|log|ln)(?![a-zA-Z])")
 _BLANKS = re.compile(r"\s+")
 _REDUNDANT = re.compile(r"^\{([^{}]*)\}$")
+# {x | x > 2} is what its condition says
+_SET_BUILDER = re.compile(
+    r"\\\{\s*[a-zA-Z](?:\s*\\in\s*(?:\\R|R))?\s*(?:\\mid(?![a-z])|\||:)"
+    r"\s*(?P<condition>[^{}]*(?:[<>]|\\[lg]eq?(?![a-z]))[^{}]*)\\\}"
+)
 _EMPTY = re.compile(
     r"(?:there (?:are|is) )?no (?:real |integer |such )?(?:solutions?|numbers?|values?)|(?:the )?empty set"
     r"|\\(?:emptyset|varnothing)|\\\{\s*\\\}|\{\s*\}",
@@ -52,6 +57,8 @@ def normalise(text: str) -> str:
     text = _BLANKS.sub(" ", text).strip().strip("$").strip()
     text = text.rstrip(".,;:") if not text.endswith("\\,") else text
     text = _REDUNDANT.sub(r"\1", text)
+    builder = _SET_BUILDER.fullmatch(text)
+    text = builder["condition"].strip() if builder else text
     return EMPTY if _EMPTY.fullmatch(without_text(text)[0].strip()) else text
 
 
