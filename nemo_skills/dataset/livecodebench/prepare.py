@@ -1,6 +1,6 @@
 """Prepares LiveCodeBench: `python -m nemo_skills.dataset.livecodebench.prepare`.
 
-The split `v6` has the newest problems only; `release_v1` to `release_v6` have all up to then, 4 GB at last.
+The split `v6` has the newest problems only; `release_v1` to `release_v6` have all up to then, 4.5 GB at last.
 """
 
 import json
