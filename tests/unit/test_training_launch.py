@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ PROGRAM = """
 import os, signal, sys, time
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-print("up", *(os.environ[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")), flush=True)
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+os.write(1, " ".join(["up", *(os.environ[name] for name in names)]).encode() + b"\\n")  # in one piece
 what = sys.argv[1 + int(os.environ["RANK"])]
 while what == "wait" and not asked:
     time.sleep(0.02)
@@ -42,6 +45,22 @@ def start(*ranks: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@contextmanager
+def started(*ranks: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    running = start(*ranks, **env)
+    try:
+        yield running
+    finally:
+        running.kill()  # a with statement alone would wait for ever where a test fails
+        running.communicate()
+
+
+def await_both(running: subprocess.Popen[str]) -> None:
+    assert running.stdout is not None
+    lines = [running.stdout.readline() for _ in range(2)]
+    assert sorted(lines) == ["up 0 0 2 2\n", "up 1 1 2 2\n"]
+
+
 @pytest.mark.parametrize(
     ("ranks", "code"),
     [(("0", "0"), 0), (("3", "3"), 3), (("3", "0"), 3), (("2", "hang"), 2), (("hang", "die"), 137)],
@@ -54,17 +73,15 @@ def test_the_exit_code_is_that_of_the_program(ranks: tuple[str, ...], code: int)
 
 
 def test_who_is_asked_to_end_has_time_to_save() -> None:
-    with start("wait", "wait") as running:
-        assert running.stdout is not None
-        assert {running.stdout.readline().split()[0] for _ in range(2)} == {"up"}
+    with started("wait", "wait") as running:
+        await_both(running)
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=60) == 3
 
 
 def test_nobody_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    with start("hang", "hang", NS_TEST_MARK=str(tmp_path)) as running:
-        assert running.stdout is not None
-        assert {running.stdout.readline().split()[0] for _ in range(2)} == {"up"}
+    with started("hang", "hang", NS_TEST_MARK=str(tmp_path)) as running:
+        await_both(running)
         running.kill()
 
         def alive() -> bool:
