@@ -99,15 +99,21 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 def _encode(parts: Sequence[_Part], tokenizer: Any) -> tuple[list[int], list[bool]]:
     """Tokenise texts that follow each other, so that no token reaches from one into the next."""
-    pieces = [_ids(part.text, tokenizer) for part in parts]
-    whole = _ids("".join(part.text for part in parts), tokenizer)
-    if list(itertools.chain.from_iterable(pieces)) != whole:
-        pieces = _pieces(parts, tokenizer)
+    pieces = _pieces_at_once(parts, tokenizer) or _pieces(parts, tokenizer)
     ids, mask = list[int](), list[bool]()
     for part, piece in zip(parts, pieces, strict=True):
         ids += piece
         mask += [part.learned] * len(piece)
     return ids, mask
+
+
+def _pieces_at_once(parts: Sequence[_Part], tokenizer: Any) -> list[list[int]] | None:
+    """Return the tokens of each text where they are those of the whole; saves time from three texts on."""
+    if len(parts) <= 2:
+        return None
+    pieces = [_ids(part.text, tokenizer) for part in parts]
+    whole = _ids("".join(part.text for part in parts), tokenizer)
+    return pieces if list(itertools.chain.from_iterable(pieces)) == whole else None
 
 
 def _pieces(parts: Sequence[_Part], tokenizer: Any) -> list[list[int]]:
