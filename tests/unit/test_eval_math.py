@@ -23,7 +23,7 @@ AGREEMENT = 0.995
 
 # Each pair is judged by people in the corpus; here the grader disagrees: too careful in both cases
 CORPUS_DISAGREEMENTS = {("3:30", "3:30 PM"), ("1", "(-1)^{2^{100}}")}
-# "… the answer is 15 gallons * 8 pints / gallon = 120 pints", then a wrong last line in a style without "answer"
+# "… the answer is 15 gallons * 8 pints / gallon = 120 pints", then a wrong last line without "answer"
 GSM8K_DISAGREEMENTS = {("train", 7157, "wrong")}
 
 STYLES = (
@@ -156,7 +156,7 @@ def test_settings() -> None:
     ):
         with pytest.raises(UserError, match=message):
             get_grader("math", options)
-    with pytest.raises(UserError, match="mth.*Did you mean 'math'"):
+    with pytest.raises(UserError, match=r"mth.*Did you mean 'math'"):
         get_grader("mth")
 
 
