@@ -19,6 +19,7 @@ from nemo_skills.code_execution.result import (
 )
 
 _RETRY_S = 0.2
+_HEALTH_S = 10.0
 _REPLY_LIMIT = 1 << 20
 _OK = 200
 
@@ -96,21 +97,26 @@ class Sandbox:
         with contextlib.suppress(SandboxUnavailableError):
             await self._post_async("/close", {"session_id": session_id}, self._queue_timeout_s)
 
-    def health(self) -> dict[str, Any]:
+    def health(self, connect_timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the server says of itself.
+
+        Args:
+            connect_timeout_s: how long a refused connection is tried again, if not as usual.
 
         Raises:
             SandboxUnavailableError: it says nothing.
         """
-        return self._post("/health", None, self._connect_timeout_s)
+        return self._post("/health", None, _HEALTH_S, connect_timeout_s)
 
     def _patience(self, request: ExecutionRequest) -> float:
         return request.timeout_s * len(request.stdins) + self._queue_timeout_s
 
-    def _post(self, path: str, fields: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+    def _post(
+        self, path: str, fields: dict[str, Any] | None, seconds: float, connect_s: float | None = None
+    ) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
         try:
-            self._connect(connection)
+            self._connect(connection, self._connect_timeout_s if connect_s is None else connect_s)
             body = None if fields is None else json.dumps(fields)
             connection.request("GET" if body is None else "POST", path, body, {"Connection": "close"})
             reply = connection.getresponse()
@@ -120,8 +126,8 @@ class Sandbox:
         finally:
             connection.close()
 
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
-        deadline = time.monotonic() + self._connect_timeout_s
+    def _connect(self, connection: http.client.HTTPConnection, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 return connection.connect()

@@ -9,6 +9,7 @@ from nemo_skills.core.errors import UserError
 
 _POLL_S = 0.2
 READY_S = 300.0
+_HERE_S = 3.0
 
 
 def find_sandbox(address: str | None, *, ready_timeout_s: float = READY_S) -> Sandbox:
@@ -24,7 +25,7 @@ def find_sandbox(address: str | None, *, ready_timeout_s: float = READY_S) -> Sa
     if address is not None:
         sandbox = _client(address)
         try:
-            sandbox.health()
+            sandbox.health(_HERE_S)
         except SandboxUnavailableError as error:
             raise UserError(f"{error}. Start one with python -m nemo_skills.code_execution.server.") from None
         return sandbox
@@ -48,7 +49,7 @@ def _own(folder: Path, seconds: float) -> Sandbox:
         if found and found[0].port:
             sandbox = _client(found[0].root)
             try:
-                sandbox.health()
+                sandbox.health(_POLL_S)
                 return sandbox
             except SandboxUnavailableError:
                 pass

@@ -20,6 +20,8 @@ class Status(StrEnum):
     timed_out = "timed_out"
     memory = "memory"
     """It wanted more memory than it may have."""
+    processes = "processes"
+    """It started processes without end."""
     output_limit = "output_limit"
     """It printed without end."""
     infrastructure = "infrastructure"

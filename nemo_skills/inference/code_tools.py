@@ -26,6 +26,7 @@ _NO_MORE = "No more code can be run for this answer; finish it without."
 _NOTES = {
     "timed_out": "The code took longer than {seconds:g} seconds and was stopped.",
     "memory": "The code needed too much memory and was stopped.",
+    "processes": "The code started too many processes and was stopped.",
     "output_limit": "The code printed too much and was stopped.",
 }
 

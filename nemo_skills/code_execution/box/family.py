@@ -24,6 +24,7 @@ class Family:
     def __init__(self, order: BoxOrder) -> None:
         self._isolated = order.isolated
         self._limit = order.limits.memory_mb * _MEBIBYTE
+        self._processes = order.limits.processes
         self.exit_codes: dict[int, int] = {}
         if not self._isolated:
             kernel.adopt_orphans()
@@ -102,9 +103,16 @@ class Family:
             found |= more
         return sorted(found - {os.getpid()})
 
-    def uses_too_much_memory(self) -> bool:
-        """Tell whether processes and files together are over the limit."""
+    def excess(self) -> str:
+        """Return what there is too much of: `processes`, `memory`, or nothing."""
         members = self._members()
+        # the kernel's own limit comes first, but does not hold for root, as whom some containers run
+        if len(members) > 2 * self._processes:
+            return "processes"
+        return "memory" if self._over_memory(members) else ""
+
+    def _over_memory(self, members: list[int]) -> bool:
+        """Tell whether processes and files together are over the limit."""
         files = 0
         if self._isolated:
             scratch = os.statvfs(SCRATCH)

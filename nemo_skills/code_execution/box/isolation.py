@@ -91,7 +91,7 @@ def _limit(limits: Limits) -> None:
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_FSIZE: disk,
         resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # 0 would not keep the machine's crash reporter from being started
         resource.RLIMIT_MEMLOCK: 1 << 16,
     }
     if _counts_by_box():

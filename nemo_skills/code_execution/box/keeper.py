@@ -137,7 +137,7 @@ class Watch:
             self._family.interrupt(self._pid)
         if any(output.total > _FLOOD_BYTES for output in self._order):
             return "output_limit"
-        return "memory" if self._family.uses_too_much_memory() else ""
+        return self._family.excess()
 
 
 def _reply(control: socket.socket) -> int | None:

@@ -187,6 +187,7 @@ def _docker_run(plan: Plan, layout: Layout, job: Job, component: Component, engi
     if component.role == SANDBOX:
         # what programs get inside is stricter, but takes namespaces, which the engine's own rules deny
         argv += [f"--security-opt={rule}=unconfined" for rule in ("seccomp", "apparmor", "systempaths")]
+        argv.append("--pids-limit=8192")
     argv += _gpu_options(job, component, engine)
     argv += [f"--env=NS_RUN_DIR={_RUN_DIR}", "--env=NS_TERMINAL_WIDTH"]
     if component is not job.main:
