@@ -18,7 +18,7 @@ import pytest
 from nemo_skills.code_execution import Sandbox
 from nemo_skills.code_execution.result import ExecutionRequest
 from nemo_skills.evaluation.graders.code import CodeGrader, CodeOptions
-from tests.integration.generation import wait_for
+from tests.integration.generation import read_rows, wait_for
 from tests.integration.sandboxes import RunningSandbox, running_sandbox
 
 SERVER = Path(__file__).resolve().parents[2] / "nemo_skills" / "code_execution" / "server.py"
@@ -308,3 +308,26 @@ def test_grading_without_a_sandbox_is_no_verdict_about_the_answer() -> None:
     grade = grader.grade(_row(generation="```python\ndef f(x): return 4\n```"))
     assert grade.verdict == "grader_error"
     assert "gives no answer" in grade.details["error"]
+
+
+def test_the_grading_main_finds_the_sandbox_of_its_job(client: Sandbox, tmp_path: Path) -> None:
+    rows = [
+        _row(generation="```python\ndef f(x): return 4\n```"),
+        _row(generation="```python\ndef f(x): return 5\n```"),
+        _row(generation="no code"),
+    ]
+    answers = tmp_path / "output.jsonl"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = [sys.executable, "-m", "nemo_skills.evaluation.evaluate", f"++input_files={answers}"]
+    argv += ["++eval_type=code", "++processes=2"]
+
+    def grade(port: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        entry = {"state": "starting", "host": "127.0.0.1", "port": port}
+        (tmp_path / "sandbox-0.json").write_text(json.dumps(entry))
+        env = {**os.environ, "NS_RUN_DIR": str(tmp_path)}
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
+        return done, [row.get("verdict", "") for row in read_rows(answers)]
+
+    done, verdicts = grade(int(client.address.rpartition(":")[2]))
+    assert done.returncode == 0, done.stderr
+    assert verdicts == ["correct", "incorrect", "no_answer"]
