@@ -98,7 +98,7 @@ def test_every_shipped_prompt_and_template_work_together(name: str, template: st
 
 
 def test_shipped_names() -> None:
-    generic = {"codegen", "default", "instruction", "math", "math-base"}
+    generic = {"codegen", "default", "instruction", "math", "math-base", "math-code"}
     generic |= {"multichoice", "multichoice-base", "multichoice-direct"}
     code = {"human-eval", "livecodebench", "mbpp"}
     names = {f"generic/{name}" for name in generic} | {f"code/{name}" for name in code}
