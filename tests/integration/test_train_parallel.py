@@ -13,6 +13,7 @@ from tests.integration.train_runs import (
     build_small,
     largest_difference,
     metrics,
+    pack_rows,
     sft_args,
     train_here,
     write_rows,
@@ -67,18 +68,20 @@ class Runs:
         )
         assert ended.returncode == 0, ended.stderr[-5000:]
 
-    def check(self, kind: str, name: str, share: float) -> None:
+    def check(self, kind: str, name: str, share: float, reference: str = "one") -> None:
         """Compare a case with one process: figures, sharding, and the exported model."""
         from safetensors.torch import load_file
 
-        assert largest_difference(metrics(self.output(kind, "one")), metrics(self.output(kind, name))) < 1e-5
+        assert (
+            largest_difference(metrics(self.output(kind, reference)), metrics(self.output(kind, name))) < 1e-5
+        )
         shares = json.loads((self.output(kind, name) / "shards.json").read_text())
         assert len(shares) == 14
         # None: it is no distributed tensor
         assert set(shares.values()) == {share}
         exported = [
             load_file(self.output(kind, which) / f"checkpoints/step={STEPS}/hf/model.safetensors")
-            for which in ("one", name)
+            for which in (reference, name)
         ]
         assert exported[0].keys() == exported[1].keys()
         for key, weight in exported[0].items():
@@ -91,15 +94,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def test_two_processes(runs: Runs) -> None:
+    packed, _ = pack_rows(runs.rows, runs.models["llama"], runs.folder / "packed", size=320, cp=2)
+    packs: dict[str, Any] = {
+        "model__data__train_ds__file_path": packed,
+        "model__data__train_ds__packed_sequence": True,
+        "model__data__train_ds__micro_batch_size": 1,
+        "model__data__train_ds__global_batch_size": 4,
+    }
+    assert train_here(runs.args("llama", "packed", **packs))
     cases: dict[tuple[str, str], dict[str, Any]] = {
         ("tied", "fsdp"): {},
         ("llama", "copies"): {FSDP: False},
         ("tied", "tp"): {TP: 2},
         ("llama", "cp"): {CP: 2},
+        ("llama", "packed-cp"): {CP: 2, **packs},
     }
     runs.spread(2, cases)
-    for (kind, name), share in zip(cases, (1 / 2, 1, 1 / 2, 1 / 2), strict=True):
-        runs.check(kind, name, share)
+    for (kind, name), share in zip(cases, (1 / 2, 1, 1 / 2, 1 / 2, 1 / 2), strict=True):
+        runs.check(kind, name, share, "packed" if name.startswith("packed") else "one")
 
 
 def test_four_processes(runs: Runs) -> None:

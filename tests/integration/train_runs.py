@@ -31,7 +31,7 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
 def build_small(folder: Path, kind: str = "llama", **changes: Any) -> Path:
     """Write a model with few weights, grouped heads and untied embeddings."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from nemo_skills.examples.tiny_model import VOCABULARY, build_tokenizer
 
@@ -52,10 +52,10 @@ def build_small(folder: Path, kind: str = "llama", **changes: Any) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
         **changes,
     }
-    config, model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[kind]
+    config = AutoConfig.for_model(kind, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model(config(**settings)).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

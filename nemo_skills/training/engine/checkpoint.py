@@ -88,7 +88,7 @@ class Checkpoints:
 
     def restore(self, training: Training) -> Progress:
         """Go on from the newest checkpoint that can be read; without one, from the start."""
-        candidates = self._topology.from_main([p.step for p in self._candidates()])
+        candidates = self._topology.from_main(self._candidates() if self._topology.is_main else [])
         for step in candidates:
             path = self.folder / f"step={step}"
             try:
@@ -108,16 +108,16 @@ class Checkpoints:
             )
         return Progress()
 
-    def _candidates(self) -> list[Progress]:
-        """Return resumable checkpoints, newest first."""
+    def _candidates(self) -> list[int]:
+        """Return the steps of resumable checkpoints, newest first."""
         found = []
         for path in self.folder.glob("step=*"):
             progress = _read(path)
             if progress is None:
                 LOG.warning("%s is half-written or damaged and is skipped", path)
             elif (path / STATE_FOLDER).is_dir():
-                found.append(progress)
-        return sorted(found, key=lambda p: p.step, reverse=True)
+                found.append(progress.step)
+        return sorted(found, reverse=True)
 
     def _load(self, path: Path, training: Training) -> None:
         model, optimiser = get_state_dict(training.model, training.optimiser)
@@ -144,6 +144,10 @@ class Checkpoints:
 
     def _prune(self) -> None:
         complete = self.complete()
+        for path in self.folder.glob("step=*"):
+            # what a run that was killed left; this one is past it
+            if _STEP.fullmatch(path.name) and not (path / COMPLETE_FILE).exists():
+                shutil.rmtree(path)
         for step in set(complete) - steps_to_keep(complete, self._config):
             path = self.folder / f"step={step}"
             # without this file it counts as half-written from the first removal on
@@ -210,9 +214,9 @@ def _read(path: Path) -> Progress | None:
 
 def _remove_folder(path: Path) -> None:
     """Remove a folder under another name: half of it must not be taken for the whole."""
+    doomed = path.with_name(f"{path.name}-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
     if path.is_dir():
-        doomed = path.with_name(f"{path.name}-removed")
-        shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
         shutil.rmtree(doomed)
 

@@ -129,10 +129,10 @@ def open_samples(config: DatasetConfig, tokenizer: Any) -> Samples:
         return PackedSamples([Path(name).expanduser() for name in config.files])
     from nemo_skills.core.jsonl import InputFiles
 
+    for name in config.files:
+        if name.endswith(".npy"):
+            raise UserError(f"{name} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
     paths = [path for name in config.files for path in InputFiles.find(name).paths]
-    for path in paths:
-        if path.suffix == ".npy":
-            raise UserError(f"{path} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
     return RowSamples(paths, tokenizer, config.max_seq_length)
 
 

@@ -59,7 +59,7 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     logging.disable_progress_bar()
     attention.register()
     settings = AutoConfig.from_pretrained(folder)
-    _refuse(settings, config, topology)
+    refuse(settings, config, topology)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": _attention(config, topology)}
     if topology.world_size > 1:
         options["distributed_config"] = _spread(config, topology, bf16=bf16)
@@ -77,7 +77,7 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
 
         add_lora(model, config, topology)
     if config.activations_checkpoint_granularity == "full":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
@@ -89,7 +89,12 @@ def autocast(topology: Topology, *, bf16: bool) -> contextlib.AbstractContextMan
     return cast
 
 
-def _refuse(settings: Any, config: ModelConfig, topology: Topology) -> None:
+def refuse(settings: Any, config: ModelConfig, topology: Topology) -> None:
+    """Check that this model can be spread in this way; some combinations would be silently wrong.
+
+    Raises:
+        UserError: it cannot.
+    """
     text = settings.get_text_config()
     tp, data = topology.tp, topology.data_size
     if tp > 1 and data > 1 and getattr(text, "tie_word_embeddings", False):
