@@ -1,4 +1,5 @@
-"""Training speed: tokens a second of our main over TRL's trainer, and of packed over unpacked data.
+"""Training speed: tokens a second of our main over TRL's trainer, and of packed over unpacked data; bytes a
+second of averaging over those of cp, which reads and writes the same checkpoints.
 
 Every figure is a ratio of runs in this process that take turns, with the same model, rows and settings; model
 loading, tokenising and saving do not count for TRL, and do count for us where they happen inside of a step.
@@ -7,7 +8,9 @@ Run: `python benchmarks/training_throughput.py [rounds]`. The last line is one J
 
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nemo_skills.examples import tiny_model
 from tests.integration.train_runs import compose_sft, sft_args, write_rows
 
-BOUNDS = {"vs_trl": 1.0, "packed_speedup": 1.0}
+BOUNDS = {"vs_trl": 1.0, "packed_speedup": 1.0, "averaging_vs_cp": 0.5}
 ROWS, BATCH = 640, 32
+CHECKPOINTS, MATRICES = 4, 32
 
 
 def ours(args: list[str]) -> float:
@@ -88,6 +92,36 @@ def packed_speedup(folder: Path, rounds: int) -> float:
     return _ratio(lambda: ours(unpacked), lambda: ours(together), rounds, "unpacked", "packed")
 
 
+def averaging_vs_cp(folder: Path, rounds: int) -> float:
+    """Return the bytes a second of averaging checkpoints over those of cp of these checkpoints."""
+    import torch
+    from safetensors.torch import save_file
+
+    from nemo_skills.training.averaging import average
+    from nemo_skills.training.checkpoint_folders import find_checkpoints
+
+    source, copy, mean = folder / "checkpoints", folder / "copy", folder / "mean"
+    for step in range(CHECKPOINTS):
+        model = source / f"checkpoint-{step}"
+        model.mkdir(parents=True)
+        tensors = {f"layer{i}": torch.randn(2048, 2048).bfloat16() for i in range(MATRICES)}
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+    def cp() -> float:
+        shutil.rmtree(copy, ignore_errors=True)
+        begun = time.perf_counter()
+        subprocess.run(["cp", "-r", source, copy], check=True)
+        return time.perf_counter() - begun
+
+    def averaging() -> float:
+        shutil.rmtree(mean, ignore_errors=True)
+        begun = time.perf_counter()
+        average(find_checkpoints(source), mean, 5 * 10**9)
+        return time.perf_counter() - begun
+
+    return _ratio(cp, averaging, rounds, "cp", "averaging")
+
+
 def _ratio(
     slow: Callable[[], float], fast: Callable[[], float], rounds: int, first: str, second: str
 ) -> float:
@@ -101,7 +135,7 @@ def _ratio(
                 measured.append(seconds)
     medians = [statistics.median(measured) for measured in times]
     for name, seconds in zip((first, second), medians, strict=True):
-        print(f"{name:10} {seconds:6.2f} s for {ROWS} rows")
+        print(f"{name:10} {seconds:6.2f} s")
     return round(medians[0] / medians[1], 2)
 
 
@@ -115,7 +149,11 @@ def main() -> int:
         folder = Path(name)
         tiny_model.build(folder / "model")
         write_rows(folder / "rows.jsonl", ROWS)
-        figures = {"vs_trl": vs_trl(folder, rounds), "packed_speedup": packed_speedup(folder, rounds)}
+        figures = {
+            "vs_trl": vs_trl(folder, rounds),
+            "packed_speedup": packed_speedup(folder, rounds),
+            "averaging_vs_cp": averaging_vs_cp(folder, rounds),
+        }
     print(json.dumps({"benchmark": "training_throughput", "rounds": rounds, **figures, "bounds": BOUNDS}))
     return 0 if all(figures[key] >= bound for key, bound in BOUNDS.items()) else 1
 
