@@ -1,6 +1,6 @@
-"""Training speed: tokens a second of our main over TRL's trainer, and of packed over unpacked data; bytes a
-second of averaging over those of cp, which reads and writes the same checkpoints.
+"""Speed of training over TRL's trainer, of packed over unpacked data, and of averaging over cp.
 
+Training counts tokens a second; averaging counts the bytes of the checkpoints, which cp reads and writes.
 Every figure is a ratio of runs in this process that take turns, with the same model, rows and settings; model
 loading, tokenising and saving do not count for TRL, and do count for us where they happen inside of a step.
 Run: `python benchmarks/training_throughput.py [rounds]`. The last line is one JSON object.
