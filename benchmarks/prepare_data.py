@@ -192,7 +192,6 @@ def main() -> int:
                 )
         write_rows(source, large)
         used["large_2"].append(Usage(ours(source, output, 2)))
-        used["large_loop"].append(Usage(peer("loop", source, output)))
     seconds = {what: statistics.median(run.seconds for run in runs) for what, runs in used.items()}
     peaks = {what: max(run.peak for run in runs) / 1e6 for what, runs in used.items()}
     for what in used:
@@ -202,10 +201,9 @@ def main() -> int:
         "benchmark": "prepare_data", "rows": rows, "large": large, "repeats": repeats,
         "rows_per_s": round(rows / seconds["ours_2"]), "rows_per_s_large": round(large / seconds["large_2"]),
         "vs_json_loop": round(seconds["loop"] / seconds["ours_1"], 2),
-        "vs_json_loop_large": round(seconds["large_loop"] / seconds["large_2"] / 2, 2),
         "vs_datasets_map": round(seconds["datasets"] / seconds["ours_2"], 2) if have_datasets else None,
         "rss_mb": round(peaks["ours_2"]), "rss_mb_large": round(peaks["large_2"]),
-        "rss_mb_loop_large": round(peaks["large_loop"]),
+        "rss_mb_loop": round(peaks["loop"]),
         "rss_2m_vs_100k": round(peaks["large_2"] / peaks["ours_2"], 2),
         "bounds": BOUNDS,
     }  # fmt: skip
