@@ -11,7 +11,8 @@ from nemo_skills.pipeline.answering import MAIN, SCHEMA, Progress, find_progress
 from nemo_skills.pipeline.benchmarks import Target, find_targets
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
-from nemo_skills.pipeline.eval_plan import (
+from nemo_skills.pipeline.eval_plan import plan_eval
+from nemo_skills.pipeline.eval_request import (
     EVALUATE,
     SCORE,
     Judge,
@@ -19,7 +20,6 @@ from nemo_skills.pipeline.eval_plan import (
     answering_args,
     grading_args,
     judging_args,
-    plan_eval,
     scoring_args,
 )
 from nemo_skills.pipeline.launch.layout import CODE_TARGET, host_path

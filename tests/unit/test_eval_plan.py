@@ -9,7 +9,8 @@ from nemo_skills.core.errors import JobFailedError, UserError
 from nemo_skills.pipeline.answering import Progress
 from nemo_skills.pipeline.benchmarks import find_targets
 from nemo_skills.pipeline.cluster.config import ClusterConfig
-from nemo_skills.pipeline.eval_plan import Judge, Request, plan_eval
+from nemo_skills.pipeline.eval_plan import plan_eval
+from nemo_skills.pipeline.eval_request import Judge, Request
 from nemo_skills.pipeline.launch import local
 from nemo_skills.pipeline.launch.plan import Argv, Component, Job, Plan, shell
 from nemo_skills.pipeline.launch.survey import Queued, Survey
