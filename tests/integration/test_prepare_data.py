@@ -124,6 +124,29 @@ def test_every_shipped_config_works(tmp_path: Path) -> None:
         assert expected <= read(output)[0].keys()
 
 
+def test_conversations_of_several_turns(tmp_path: Path) -> None:
+    rows = [
+        {
+            "turns": ["What is 1 + 1?", "And twice that?"],
+            "generation": [f"2 ({n})", "4"],
+            "finish_reason": "stop",
+        }
+        for n in range(6)
+    ]
+    source = write(tmp_path / "in.jsonl", [*rows, {**rows[0], "generation": ["2", None]}, rows[1]])
+    output = tmp_path / "out.jsonl"
+    turns = ("++problem_key=turns", "++processors.format.turns_key=turns", "++prompt_config=generic/default")
+    keys = overrides(source, output, prompt_template=None, processes=1)
+    done = prepare("--config-name=general_sft", *keys, *turns, "++processors.format.train_on=last")
+    assert done.returncode == 0, done.stderr
+    dropped = {step["name"]: step["dropped"] for step in check_manifest(output)["steps"] if step["dropped"]}
+    assert dropped["deduplicate"] == {"duplicate": 1} and dropped["sample"] == {"more than max_samples": 3}
+    for row in read(output):
+        assert [(m["role"], m["train"]) for m in row["messages"]] == [
+            ("user", False), ("assistant", False), ("user", False), ("assistant", True),
+        ]  # fmt: skip
+
+
 OWN = """
 processors:
   - name: shout

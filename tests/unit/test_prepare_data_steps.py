@@ -20,10 +20,11 @@ from nemo_skills.training.data_preparation_utils.decontamination import Decontam
 from nemo_skills.training.data_preparation_utils.filters import Length, NotTruncated, Regex, Repetition, Where
 from nemo_skills.training.data_preparation_utils.formatting import FormatSft
 from nemo_skills.training.data_preparation_utils.inputs import find_inputs
-from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts, shingles
+from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
 from nemo_skills.training.data_preparation_utils.pairs import FormatPairs, MakePairs
 from nemo_skills.training.data_preparation_utils.reading import ReadGenerations
 from nemo_skills.training.data_preparation_utils.sampling import MajorityAgreement, PassRate
+from nemo_skills.training.data_preparation_utils.shingles import shingles
 from tests.conftest import REPO
 
 Row = dict[str, Any]

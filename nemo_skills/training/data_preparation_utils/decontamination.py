@@ -4,9 +4,10 @@ import functools
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.core.hydra import opt
@@ -14,7 +15,10 @@ from nemo_skills.core.jsonl import InputFiles, parse_row
 from nemo_skills.prompt.text import as_text
 from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, key_text, require
 from nemo_skills.training.data_preparation_utils.inputs import find_inputs
-from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts, shingles
+from nemo_skills.training.data_preparation_utils.shingles import shingles
+
+if TYPE_CHECKING:
+    from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
 
 _WORD = re.compile(r"\w+")
 
@@ -88,9 +92,9 @@ class _Questions:
             self._totals.append(len(passages))
             for passage in passages:
                 self._passages[passage].append(number)
-        self._similar = None
+        self._similar: SimilarTexts | None = None
         if options.similarity < 1:
-            self._similar = SimilarTexts(shingles(words, options.shingle) for words in questions)
+            self._similar = _similar_texts(shingles(words, options.shingle) for words in questions)
 
     def reason(self, words: tuple[str, ...]) -> str | None:
         if hash(words) in self._exact:
@@ -111,6 +115,15 @@ class _Questions:
         if not size or len(words) < size:
             return set()
         return {hash(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+def _similar_texts(sets: Iterable[frozenset[int]]) -> "SimilarTexts":
+    try:
+        # numpy is no dependency of the package: most configs do without it
+        from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
+    except ImportError:
+        raise UserError("similarity needs numpy: pip install numpy, or give similarity=1") from None
+    return SimilarTexts(sets)
 
 
 def words_of(text: str) -> tuple[str, ...]:

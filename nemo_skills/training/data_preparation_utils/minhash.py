@@ -3,9 +3,8 @@
 The similarity of two texts is the Jaccard index of their sets of shingles (short word sequences).
 """
 
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,6 @@ import numpy as np
 _BANDS = 42
 _ROWS = 3
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-def shingles(words: Sequence[str], size: int) -> frozenset[int]:
-    """Return the hashes of all sequences of `size` words; a shorter text is one shingle."""
-    if not words:
-        return frozenset()
-    last = max(1, len(words) - size + 1)
-    return frozenset(
-        zlib.crc32(" ".join(words[i : i + size]).encode("utf-8", "surrogatepass")) for i in range(last)
-    )
 
 
 class SimilarTexts:

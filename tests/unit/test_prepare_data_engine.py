@@ -1,5 +1,6 @@
 """The engine of the data preparation: every row is accounted for, however many processes and parts."""
 
+import gzip
 import json
 import random
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,12 +39,18 @@ def read(path: Path) -> list[Row]:
 
 
 def run(
-    folder: Path, steps: Sequence[Processor], *, processes: int = 1, part_bytes: int = 1 << 20, **options: Any
+    folder: Path,
+    steps: Sequence[Processor],
+    *,
+    processes: int = 1,
+    part_bytes: int = 1 << 20,
+    pattern: str = "in*.jsonl",
+    **options: Any,
 ) -> Outcome:
-    """Run steps over folder/in*.jsonl."""
+    """Run steps over the files of a folder."""
     numbered = tuple(Step(i, f"step{i}", step) for i, step in enumerate(steps, start=1))
     engine = Engine(
-        inputs=find_inputs(str(folder / "in*.jsonl")), steps=numbered, output=folder / "out.jsonl",
+        inputs=find_inputs(str(folder / pattern)), steps=numbered, output=folder / "out.jsonl",
         validation=folder / "validation.jsonl", processes=processes, part_bytes=part_bytes, tmp_dir=folder,
         manifest=folder / "manifest.json", **options,
     )  # fmt: skip
@@ -145,6 +153,22 @@ def test_processes_and_parts_do_not_matter_but_the_seed_does(tmp_path: Path) -> 
     other = output(seed=1)
     assert other[0] != one[0] and other[1] != one[1]
     assert len(one[0].splitlines()) > 1000
+
+
+def test_compressed_inputs_and_a_progress_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = many_rows(300)
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "in1.jsonl.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "in2.jsonl.zst").write_bytes(zstandard.compress(text))
+    monkeypatch.setenv("NS_TERMINAL_WIDTH", "100")
+    run(tmp_path, [Where(expression="True"), Deduplicate(fields=())], processes=2, pattern="in*")
+    assert [row["n"] for row in read(tmp_path / "out.jsonl")] == sorted(
+        {row["problem"]: row["n"] for row in reversed(rows)}.values()
+    )
+    shown = capfd.readouterr().err
+    assert "Reading" in shown and "Grouping by problem" in shown and "600 rows" in shown
 
 
 def test_shuffling_changes_nothing_but_the_order(tmp_path: Path) -> None:
