@@ -10,9 +10,7 @@ _ABBREVIATION = re.compile(
     r"\b(?:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|inc|ltd|co|no|vol|fig|approx|dept|gen|col|capt|lt|sgt|rev|hon)\.",
     re.IGNORECASE,
 )
-_INITIALS = re.compile(
-    r"\b(?:[A-Za-z]\.){2,}|\b[A-Z]\.(?=\s[A-Z])|\b(?:e\.g|i\.e|a\.m|p\.m)\.", re.IGNORECASE
-)
+_INITIALS = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b[A-Z]\.(?=\s[A-Z])|(?i:\b(?:e\.g|i\.e|a\.m|p\.m)\.)")
 _LIST_NUMBER = re.compile(r"^\s*\d+\.(?=\s)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*]*(?=\s|$)")
 _LETTER_OR_DIGIT = re.compile(r"\w")
