@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Group, Score
+from nemo_skills.evaluation.score import run as score
 from nemo_skills.pipeline import cli
 from nemo_skills.pipeline.result_files import short_names
 
@@ -135,3 +136,73 @@ def test_scores_reach_the_board(models: Path, monkeypatch: pytest.MonkeyPatch) -
     (record,) = run.glob("*.wandb")
     assert b"gsm8k/pass@4/symbolic_correct" in record.read_bytes()
     assert wandb.run is None
+
+
+def graded(folder: Path, *verdicts: str) -> None:
+    """Write the files of a benchmark; each text has a letter a problem: right, wrong or failed."""
+    names = {"r": "correct", "w": "incorrect", "f": "grader_error"}
+    path = folder / "eval-results" / "sums"
+    path.mkdir(parents=True)
+    for run, word in enumerate(verdicts):
+        rows = [
+            {
+                "id": i,
+                "problem": f"p{i}",
+                "verdict": names[letter],
+                "graded_by": "math:1",
+                "predicted_answer": "1",
+            }
+            for i, letter in enumerate(word)
+        ]
+        (path / f"output-rs{run}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        score(["++results_dir=eval-results", "++max_failed_share=1"])
+
+
+def test_compare_two_models(
+    weird_tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weird_tmp_path)
+    graded(Path("old"), "rrrrwwwwff", "rrrrwwwwff")
+    graded(Path("new"), "rrrwrrrwrf", "rrrwrrwwrf")
+    assert cli.main(["compare", "old", "new", "--format=json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    # the two problems that failed in one of them say nothing
+    assert (result["problems"], result["only_first"], result["only_second"]) == (8, 0, 1)
+    assert (result["first"], result["second"]) == (50.0, 68.75)
+    assert result["difference"] == pytest.approx(18.75)
+    assert result["low"] < 18.75 < result["high"]
+    assert (result["gained"], result["lost"]) == (3, 1)
+
+    assert cli.main(["compare", "old", "new", "--show=1"]) == 0
+    out = capsys.readouterr().out
+    assert "+18.75" in out
+    assert "0.00 → 1.00" in out
+    assert "and 2 more" in out
+    assert "1.00 → 0.00" in out
+    assert "0 and 1 problems are in one of them only" in out
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["old"], "two folders"),
+        (["old", "nothing"], "there are none"),
+        (["old", "."], "there are several"),
+        (["old", "other"], "no benchmark in common"),
+    ],
+)
+def test_what_cannot_be_compared(
+    folders: list[str],
+    message: str,
+    weird_tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(weird_tmp_path)
+    Path("nothing").mkdir()
+    save(Path("old"), report("gsm8k", 1.0))
+    save(Path("other"), report("math", 1.0))
+    assert cli.main(["compare", *folders]) == 2
+    assert message in capsys.readouterr().err
