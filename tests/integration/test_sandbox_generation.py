@@ -16,6 +16,8 @@ CASES: dict[str, tuple[str, tuple[int, int, int]]] = {
     "endless": ("It takes too long.", (1, 1, 1)),
     "stubborn": ("I give in.", (3, 0, 0)),
     "wordy": ("It is long.", (1, 0, 0)),
+    "hasty": ("```python\nprint('last')\n```\n```output\nlast\n```\nThere it is.", (1, 0, 0)),
+    "Markdown": ("I quote:\n```text\nsaid\n```\nor\n```\nor so\n```\nand no code.", (0, 0, 0)),
     "plain": ("Nothing to run here.", (0, 0, 0)),
 }
 

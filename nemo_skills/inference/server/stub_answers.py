@@ -32,6 +32,8 @@ class Answer:
 
     tokens: tuple[str, ...]
     finish_reason: str
+    stop_reason: str | None = None
+    """The stop phrase that ended it."""
 
     @property
     def text(self) -> str:
@@ -137,15 +139,16 @@ class Oracle:
         tokens = next(scripted, None) or self._fixed or self._invent(key)
         if request.ignore_eos and request.max_tokens:
             tokens = (tokens * (request.max_tokens // len(tokens) + 1))[: request.max_tokens]
-        finish = "stop"
+        finish, phrase = "stop", None
         if request.max_tokens is not None and (len(tokens) > request.max_tokens or request.ignore_eos):
             tokens, finish = tokens[: request.max_tokens], "length"
         if request.stop:
             text = "".join(tokens)
-            ends = [end for phrase in request.stop if phrase and (end := text.find(phrase)) >= 0]
+            ends = [(end, stop) for stop in request.stop if stop and (end := text.find(stop)) >= 0]
             if ends:
-                tokens, finish = _cut(tokens, min(ends)), "stop"
-        return Answer(tokens, finish)
+                end, phrase = min(ends)
+                tokens, finish = _cut(tokens, end), "stop"
+        return Answer(tokens, finish, phrase)
 
     def _invent(self, key: str) -> tuple[str, ...]:
         rng = random.Random(zlib.crc32(key.encode("utf-8", "surrogatepass"), self._seed & 0xFFFFFFFF))
@@ -219,6 +222,8 @@ def _envelope(request: Request, model: str, number: int, *, chunk: bool) -> dict
 
 def _choice(request: Request, index: int, answer: Answer) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
+    if answer.stop_reason is not None:
+        choice["stop_reason"] = answer.stop_reason
     if request.chat:
         choice["message"] = {"role": "assistant", "content": answer.text}
     else:
