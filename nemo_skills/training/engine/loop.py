@@ -21,8 +21,11 @@ from nemo_skills.training.metrics_log import MetricsLog
 
 LOG = get_logger(__name__)
 
-Objective = Callable[[Any, MicroBatch], torch.Tensor]
-"""Returns the sum of a micro-batch's losses; `MicroBatch.weight` says over how many."""
+Objective = Callable[[Any, Any], tuple[torch.Tensor, Mapping[str, float]]]
+"""Takes the model and a micro-batch; returns the sum of its losses, and sums of other figures, if any.
+
+The `weight` of the batch says over how many (tokens, pairs): logged are sums over all processes by weight.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +87,15 @@ class Trainer:
     def _step(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> None:
         run = self.run
         speed = Speed.start()
-        total = 0.0
+        sums = _Sums()
         # FSDP takes the mean over processes, where we want the sum
         scale = run.topology.data_size / max(weight, 1.0)
         gradients = build_gradients(run.training.model)
         for batch in micro_batches:
             with autocast(run.topology, bf16=run.bf16):
-                loss = run.objective(run.training.model, batch)
+                loss, figures = run.objective(run.training.model, batch)
             (loss * scale).backward()
-            total += loss.item()
+            sums.add({"loss": loss.detach(), **figures, "tokens": batch.tokens})
             gradients.collect(more=batch is not micro_batches[-1])
         rate = learning_rate(step, run.total_steps, run.optim)
         for group in run.training.optimiser.param_groups:
@@ -100,8 +103,10 @@ class Trainer:
         norm = clip_gradients(run.training.model.parameters(), run.trainer.gradient_clip_val)
         run.training.optimiser.step()
         run.training.optimiser.zero_grad()
-        total, tokens = run.topology.sum([total, float(sum(batch.tokens for batch in micro_batches))])
-        values = {"loss": total / max(weight, 1.0), "grad_norm": norm, "lr": rate}
+        totals = sums.over_all(run.topology)
+        tokens = totals.pop("tokens")
+        values = {name: value / max(weight, 1.0) for name, value in totals.items()}
+        values |= {"grad_norm": norm, "lr": rate}
         self._report(step + 1, {**values, **speed.figures(tokens, run.training.model, run.topology)})
 
     def _report(self, step: int, values: Mapping[str, float]) -> None:
@@ -116,19 +121,20 @@ class Trainer:
             )
 
     def _validate(self, step: int, batches: Batches) -> None:
-        total, weight = 0.0, 0.0
+        sums = _Sums()
         with evaluating(self.run.training.model):
             for start in range(0, self._validation_rows(batches), batches.global_size):
                 count = min(batches.global_size, batches.rows - start)
                 for batch in batches.step(start, count):
                     with autocast(self.run.topology, bf16=self.run.bf16):
-                        total += self.run.objective(self.run.training.model, batch).item()
-                    weight += batch.weight
-        total, weight = self.run.topology.sum([total, weight])
-        value = {"val_loss": total / max(weight, 1.0)}
-        self._last.update(value)
-        if self.log:
-            self.log.log(step, value)
+                        loss, figures = self.run.objective(self.run.training.model, batch)
+                    sums.add({"loss": loss, **figures, "weight": batch.weight})
+        totals = sums.over_all(self.run.topology)
+        weight = max(totals.pop("weight", 0.0), 1.0)
+        values = {f"val_{name}": value / weight for name, value in totals.items()}
+        self._last.update(values)
+        if self.log and values:
+            self.log.log(step, values)
 
     def _validation_rows(self, batches: Batches) -> int:
         limit = self.run.schedule.limit_val_batches
@@ -138,9 +144,26 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         begun = time.monotonic()
-        kept = {k: v for k, v in self._last.items() if k in ("loss", "val_loss") and math.isfinite(v)}
+        kept = {name: value for name, value in self._last.items() if math.isfinite(value)}
         path = self.checkpoints.save(
             self.run.training,
             Progress(step=progress.step, consumed_samples=progress.consumed_samples, metrics=kept),
         )
         LOG.info("Saved %s in %.1f s", path, time.monotonic() - begun)
+
+
+class _Sums:
+    """Adds figures up, first of this process, then of all."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+
+    def add(self, figures: Mapping[str, Any]) -> None:
+        """Add the figures of a micro-batch, numbers or tensors; all have the same names."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def over_all(self, topology: Topology) -> dict[str, float]:
+        """Return the sums over all processes."""
+        totals = topology.sum([float(value) for value in self._sums.values()])
+        return dict(zip(self._sums, totals, strict=True))

@@ -67,11 +67,13 @@ def build_run(config: SftConfig, topology: Topology) -> Run:
     )
 
 
-def next_token_losses(model: Any, batch: MicroBatch, topology: Topology) -> torch.Tensor:
+def next_token_losses(
+    model: Any, batch: MicroBatch, topology: Topology
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the sum of the losses of the trained tokens."""
     inputs = batch.inputs(topology.device)
     losses: torch.Tensor = model(**inputs, targets=batch.targets.to(topology.device))
-    return losses.sum()
+    return losses.sum(), {}
 
 
 def go_on(run: Run, config: Any, stop: StopFlag) -> bool:
