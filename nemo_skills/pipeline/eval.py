@@ -91,7 +91,7 @@ def _run(request: Request) -> Record | None:
         _validate(request)
     progress = _progress(request)
     plan = plan_eval(request, progress)
-    _tell(plan, progress)
+    _tell(plan, progress, request.results_dir)
     try:
         return launch(plan, dry_run=job.dry_run, found=progress.found) if plan.jobs else None
     except JobFailedError:
@@ -191,7 +191,7 @@ def _complain(missing: Sequence[Target], cluster: ClusterConfig) -> None:
     )
 
 
-def _tell(plan: Plan, progress: Progress) -> None:
+def _tell(plan: Plan, progress: Progress, folder: str) -> None:
     """Say what is not done because it is done, or will be."""
     if waiting := {
         f"{q.job} ({q.id}, {q.state})" for q in progress.queued.values() if q.id not in plan.replaces
@@ -200,5 +200,5 @@ def _tell(plan: Plan, progress: Progress) -> None:
     if not plan.jobs and not progress.queued:
         LOG.info("everything is done; --rerun_done does it again")
     elif progress.done:
-        names = sorted("/".join(PurePosixPath(path).parts[-2:]) for path in progress.done)
+        names = sorted(str(PurePosixPath(path).relative_to(folder)) for path in progress.done)
         LOG.info("already done, not run again: %s", ", ".join(names))

@@ -59,11 +59,12 @@ class OnSlurm(Here):
         super().__init__(user.workspace)
         self._user = user
 
-    def eval(self, *words: str, output_dir: str = "out") -> int:
+    def eval(self, *words: str, output_dir: str = "out", expname: str = "") -> int:
+        name = expname or output_dir
         code = super().eval(
-            *words, f"--cluster={self._user.config()}", f"--expname={output_dir}", output_dir=output_dir
+            *words, f"--cluster={self._user.config()}", f"--expname={name}", output_dir=output_dir
         )
-        states = self._user.wait(output_dir, timeout_s=300) if code == 0 else {}
+        states = self._user.wait(name, timeout_s=420) if code == 0 else {}
         return code or int(set(states.values()) != {"COMPLETED"})
 
 
@@ -129,18 +130,28 @@ def test_200_questions(
     assert metrics(folder)["samples"] == 4
 
 
-def test_scores_are_right_and_a_failed_benchmark_stays_alone(
-    here: Here, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = prepare(here.folder / "data", 60)
-    own = here.folder / "my benchmarks" / "broken"
+def broken_benchmark(folder: Path) -> Path:
+    """Make a folder of benchmarks with one whose rows no prompt can be made of; returns its rows."""
+    own = folder / "my benchmarks" / "broken"
     own.mkdir(parents=True)
     (own / "__init__.py").write_text(
         "from nemo_skills.dataset.base import BenchmarkDefaults\n"
         "DEFAULTS = BenchmarkDefaults(prompt_config='generic/math')\n"
     )
     (own / "test.jsonl").write_text('{"no problem": 1, "expected_answer": "2"}\n')
-    words = ["--benchmarks=broken,gsm8k:2", f"--extra_datasets={own.parent}", *EIGHTEEN]
+    return own / "test.jsonl"
+
+
+def repair(rows: Path) -> None:
+    rows.write_text('{"problem": "What is 9 + 9?", "expected_answer": "18"}\n')
+
+
+def test_scores_are_right_and_a_failed_benchmark_stays_alone(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = prepare(here.folder / "data", 60)
+    broken = broken_benchmark(here.folder)
+    words = ["--benchmarks=broken,gsm8k:2", f"--extra_datasets={broken.parents[1]}", *EIGHTEEN]
     assert here.eval(*words) != 0
     said = capsys.readouterr()
     assert "the same command does what is missing" in said.err
@@ -152,11 +163,44 @@ def test_scores_are_right_and_a_failed_benchmark_stays_alone(
     assert f"{share:.2f}" in said.out
     before = stamps(here.folder / "out")
 
-    (own / "test.jsonl").write_text('{"problem": "What is 9 + 9?", "expected_answer": "18"}\n')
+    repair(broken)
     assert here.eval(*words) == 0
     assert "100.00" in capsys.readouterr().out
     assert stamps(here.folder / "out") == before
     assert metrics(here.folder / "out", "broken")["rows"] == 1
+
+
+@pytest.mark.service("slurm")
+def test_jobs_of_slurm_do_not_need_one_another(
+    slurm_user: SlurmUser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = OnSlurm(slurm_user)
+    prepare(user.folder / "data", 20)
+    broken = broken_benchmark(user.folder)
+    words = [
+        "--benchmarks=broken,gsm8k:2",
+        f"--extra_datasets={broken.parents[1]}",
+        "--num_jobs=2",
+        *EIGHTEEN,
+    ]
+    judge = ["--judge_server_type=stub", "--judge_model=j", "--judge_server_args=--answer 'Judgement: Yes'"]
+    assert user.eval(*words, *judge) == 1
+    ids = slurm_user.ids("out")
+    states = {name: slurm_user.state(number) for name, number in ids.items()}
+    assert states["out-score"] == "FAILED"
+    assert sorted(states) == ["out-0", "out-1", "out-judge-0", "out-judge-1", "out-score"]
+    assert sorted(states[f"out-{i}"] for i in (0, 1)) == ["COMPLETED", "FAILED"]
+    report = metrics(user.folder / "out")
+    assert (report["samples"], report["valid"]) == (2, True)
+    assert report["metrics"]["pass@1[avg-of-2]"]["judge_correct"]["value"] == 100
+    assert "broken" not in [path.parent.name for path in (user.folder / "out").rglob("metrics.json")]
+
+    repair(broken)
+    before = stamps(user.folder / "out")
+    assert user.eval(*words, *judge, expname="again") == 0
+    assert sorted(slurm_user.ids("again")) == ["again", "again-judge", "again-score"]
+    assert stamps(user.folder / "out") == before
+    assert metrics(user.folder / "out", "broken")["rows"] == 1
 
 
 def test_a_judge_grades(here: Here) -> None:
