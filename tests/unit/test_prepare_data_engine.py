@@ -79,6 +79,8 @@ def test_every_row_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], part_bytes: int, files: int
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
+    # of these some stay in the training data
+    rows = [*rows, *({"problem": f"p{i}", "generation": "x", "verdict": "correct"} for i in range(9))]
     for number in range(files):
         write(folder / f"in{number}.jsonl", rows[number::files])
     steps = [
@@ -199,6 +201,13 @@ def test_a_number_of_problems_goes_to_validation_with_all_their_rows(tmp_path: P
     run(tmp_path, [Split(validation=0.2)])
     share = len({row["problem"] for row in read(tmp_path / "validation.jsonl")}) / 500
     assert 0.14 < share < 0.26
+    (tmp_path / "validation.jsonl").unlink()
+    assert [file.path.name for file in run(tmp_path, [Split(validation=1e-9)]).files] == ["out.jsonl"]
+    assert not (tmp_path / "validation.jsonl").exists()
+    before = (tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(UserError, match="validation=500 leaves no training rows"):
+        run(tmp_path, [Split(validation=500)])
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_every_answer_has_the_same_chance(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
@@ -168,8 +168,16 @@ class Engine:
                 train.write(record for record in records if record.split >= limit)
                 written += len(records)
                 shown.advance(len(records), written / count)
-        outputs = [train, *([validation] if validation else [])]
+            if not train.rows:
+                raise UserError(
+                    f"validation={self._split and self._split.validation} leaves no training rows."
+                )
+        outputs = [train, *([validation] if validation and validation.rows else [])]
         return Outcome(tally, tuple(output.written() for output in outputs))
+
+
+class _EmptyError(Exception):
+    """A file has no rows."""
 
 
 class _Output:
@@ -178,17 +186,21 @@ class _Output:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
         self._file = file
-        self._rows = self._size = 0
+        self.rows = 0
+        self._size = 0
         self._hash = hashlib.sha256()
 
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator[Self]:
-        """Open a file that appears when the block ends well."""
+        """Open a file that appears when the block ends well, if it has rows."""
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_output(path) as file:
-                yield cls(path, file)
+            with suppress(_EmptyError), atomic_output(path) as file:
+                output = cls(path, file)
+                yield output
+                if not output.rows:
+                    raise _EmptyError
 
     def write(self, records: Iterable[Record]) -> None:
         """Add rows."""
@@ -197,9 +209,9 @@ class _Output:
             data = b"\n".join([*lines, b""])
             self._file.write(data)
             self._hash.update(data)
-            self._rows += len(lines)
+            self.rows += len(lines)
             self._size += len(data)
 
     def written(self) -> Written:
         """Say what was written."""
-        return Written(self._path, self._rows, self._size, self._hash.hexdigest())
+        return Written(self._path, self.rows, self._size, self._hash.hexdigest())

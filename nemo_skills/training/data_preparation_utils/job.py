@@ -49,6 +49,8 @@ def prepare(config: PrepareDataConfig) -> None:
         raise UserError(f"No row is left; nothing was written.\n{counts}")
     write_manifest(config, inputs, outcome)
     _log.info("Rows by step:\n%s", counts)
+    if config.validation_size and len(outcome.files) == 1:
+        _log.warning("No problem fell to validation by lot; give a number of them (++validation_size=10).")
     if config.validation.exists() and config.validation not in [file.path for file in outcome.files]:
         _log.warning(
             "%s is from an earlier run: its rows may be in the training data now.", config.validation
