@@ -318,3 +318,11 @@ def test_prompts_and_lengths_come_from_a_tokenizer(tmp_path: Path) -> None:
         )
         assert row["problem"] in row["input"] and row["input"][-10:] == prompt[-10:]
         assert row["output"].endswith(tokenizer.eos_token)
+
+
+def test_reading_the_schema_is_cheap() -> None:
+    script = "import sys, nemo_skills.training.prepare_data; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "transformers", "numpy", "hydra", "sympy"} & set(loaded)
