@@ -25,7 +25,7 @@ class EvaluateConfig:
     grader: dict[str, Any] = opt(dict, "settings of the grader, such as ++grader.extract_regex=…")
     processes: int = opt(0, "answers graded side by side; 0 is as many as there are processors")
     timeout_s: float | None = opt(None, "longest time for one answer; null is the grader's own")
-    memory_mb: int = opt(4096, "memory of a grading process; 0 is no limit")
+    memory_mb: int = opt(2048, "memory of a grading process; 0 is no limit")
     regrade: bool = opt(False, "grade all rows again")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "how much to log")
 
@@ -58,8 +58,10 @@ def evaluate(config: EvaluateConfig) -> None:
 
     setup_logging(config.log_level)
     spec = GraderSpec(name=config.eval_type, options=config.grader)
+    grader = grader_class(config.eval_type)
     limits = Limits(
-        timeout_s=config.timeout_s or grader_class(config.eval_type).timeout_s,
+        timeout_s=config.timeout_s or grader.timeout_s,
+        soft_timeout_s=grader.soft_timeout_s,
         processes=config.processes,
         memory_mb=config.memory_mb,
     )

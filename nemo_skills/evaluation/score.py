@@ -19,6 +19,7 @@ class ScoreConfig:
     results_dir: str = opt(MISSING, "folder with a folder for each benchmark (eval-results), or one of those")
     benchmarks: list[str] = opt([], "only these; empty is all")
     runs: dict[str, int] = opt(dict, "how many runs benchmarks have; with fewer a score is invalid")
+    require_graded: bool = opt(False, "write no scores of a benchmark while rows of it are not graded")
     group_by: list[str] | None = opt(None, "row fields to break scores down by; null is the benchmark's own")
     extra_datasets: str | None = opt(None, "folder of your own benchmarks, which may say what to group by")
     max_failed_share: float = opt(0.01, "more answers without any verdict make a score invalid")
@@ -54,6 +55,9 @@ def score(config: ScoreConfig) -> None:
             report = score_benchmark(folder, thresholds, fields, runs=config.runs.get(folder.name, 0))
         except UserError as error:
             problems.append(str(error))
+            continue
+        if config.require_graded and report.counts.ungraded:
+            problems.append(f"{folder}: {report.counts.ungraded} rows are not graded.")
             continue
         path = write_report(folder, report)
         shown = "no score" if report.score is None else f"{report.measure} {report.score.value:.2f} %"

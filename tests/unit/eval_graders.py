@@ -19,6 +19,7 @@ class Obedient:
     measure = "obeyed"
     version = 1
     timeout_s = 1.0
+    soft_timeout_s = None
     keys = ("do",)
 
     def __init__(self, options: NoOptions) -> None:

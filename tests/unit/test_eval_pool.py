@@ -111,6 +111,27 @@ def test_an_answer_that_hangs_does_not_hold_up_the_others() -> None:
     assert first.verdict is Verdict.timed_out
 
 
+def test_answers_go_on_in_the_background() -> None:
+    # 20 answers that take longer than others should wait: they are finished all the same, side by side
+    limits = Limits(timeout_s=WAIT_S, soft_timeout_s=0.05, processes=1)
+    acts = [act for number in range(20) for act in (number, {"sleep": 1.0})]
+    started = time.monotonic()
+    with GradingPool(OBEDIENT, limits) as pool:
+        grades = [graded.grade for graded in pool.grade(map(item, acts))]
+    assert [grade.predicted_answer for grade in grades if grade is not None] == list(map(str, acts))
+    assert time.monotonic() - started < 15.0
+
+
+def test_background_has_an_end() -> None:
+    limits = Limits(timeout_s=1.0, soft_timeout_s=0.05, processes=2)
+    acts = [act for number in range(50) for act in (number, "sleep")]
+    with GradingPool(OBEDIENT, limits) as pool:
+        grades = [graded.grade for graded in pool.grade(map(item, acts))]
+    for act, grade in zip(acts, grades, strict=True):
+        assert grade is not None
+        assert grade.verdict is (Verdict.timed_out if act == "sleep" else Verdict.correct)
+
+
 def test_rows_may_pass_through_ungraded() -> None:
     items = [item(number, grade=number % 3 == 0) for number in range(100)]
     with GradingPool(OBEDIENT, Limits(timeout_s=5.0, processes=2)) as pool:
@@ -200,11 +221,17 @@ def test_no_process_survives_its_parent(signum: signal.Signals) -> None:
         env={**os.environ, "PYTHONPATH": "."},
         start_new_session=True,
     )
-    assert program.stdout is not None
-    assert program.stdout.readline() == b"graded\n"
-    family = {child.pid for child in psutil.Process(program.pid).children(recursive=True)}
-    assert len(family) == 3  # a nursery and two workers, which spin in C code
-    # Ctrl-C reaches every process of the terminal's group
-    os.killpg(program.pid, signum) if signum is signal.SIGINT else os.kill(program.pid, signum)
-    program.communicate(timeout=WAIT_S)
-    wait_until_gone(family)
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"graded\n"
+        deadline = time.monotonic() + WAIT_S
+        # a nursery and two workers, which spin in C code
+        while len(family := psutil.Process(program.pid).children(recursive=True)) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # Ctrl-C reaches every process of the terminal's group
+        os.killpg(program.pid, signum) if signum is signal.SIGINT else os.kill(program.pid, signum)
+        program.communicate(timeout=WAIT_S)
+    finally:
+        program.kill()
+    wait_until_gone({process.pid for process in family})

@@ -27,6 +27,9 @@ class Grader(Protocol):
     """Counts changes that alter verdicts: rows graded by an older version are graded again."""
     timeout_s: ClassVar[float]
     """Default limit for one answer."""
+    soft_timeout_s: ClassVar[float | None]
+    """After so long an answer goes on in the background, at the lowest priority, and another process starts;
+    None for graders that wait for something else rather than compute."""
 
     def __init__(self, options: Any) -> None: ...
 

@@ -55,6 +55,7 @@ class CodeGrader:
     measure: ClassVar[str] = "passing_tests"
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 1800.0
+    soft_timeout_s: ClassVar[float | None] = None
     """Only a safeguard: the sandbox limits the programs."""
 
     def __init__(self, options: CodeOptions) -> None:

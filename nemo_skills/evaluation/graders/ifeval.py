@@ -27,6 +27,7 @@ class IfevalGrader:
     measure: ClassVar[str] = "prompt_strict"
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 10.0
+    soft_timeout_s: ClassVar[float | None] = None
 
     def __init__(self, options: IfevalOptions) -> None:
         self._options = options

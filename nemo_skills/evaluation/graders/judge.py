@@ -38,6 +38,7 @@ class JudgeGrader:
     measure: ClassVar[str] = "judge_correct"
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 10.0
+    soft_timeout_s: ClassVar[float | None] = None
 
     def __init__(self, options: JudgeOptions) -> None:
         self._options = options

@@ -45,6 +45,7 @@ class MultichoiceGrader:
     measure: ClassVar[str] = "correct"
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 5.0
+    soft_timeout_s: ClassVar[float | None] = None
 
     def __init__(self, options: MultichoiceOptions) -> None:
         self._options = options

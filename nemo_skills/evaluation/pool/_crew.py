@@ -48,11 +48,13 @@ class Worker:
     pid: int
     channel: socket.socket
     board: Board
-    tasks: deque[Task] = field(default_factory=deque)
-    """What was sent and has no grade yet, in order."""
+    tasks: deque[Task | None] = field(default_factory=deque)
+    """What was sent and has no grade yet, in order; None for what others do meanwhile."""
     graded: int = 0
     killed: bool = False
     """Whether we killed it, because its answer took too long."""
+    aside: bool = False
+    """Whether it has but one answer to finish, in the background."""
     _reader: FrameReader = field(default_factory=FrameReader)
     _unsent: bytearray = field(default_factory=bytearray)
 
@@ -86,7 +88,9 @@ class Worker:
             return None
         grades = [grade for message in self._reader.feed(piece) for grade in decode_grades(message)]
         self.graded += len(grades)
-        return [(self.tasks.popleft(), grade) for grade in grades]
+        # one that was sent aside goes on with what others do by now
+        pairs = [(self.tasks.popleft(), grade) for grade in grades[: len(self.tasks)]]
+        return [(task, grade) for task, grade in pairs if task is not None]
 
     @property
     def progress(self) -> Progress:
@@ -99,6 +103,15 @@ class Worker:
         index = answer - self.graded - 1
         return index if since and 0 <= index < len(self.tasks) else None
 
+    def set_aside(self, at: int) -> list[Task]:
+        """Let it do only one of its tasks, when nobody else needs the processor; return the others."""
+        others = [task for index, task in enumerate(self.tasks) if task is not None and index != at]
+        self.tasks = deque([*[None] * at, self.tasks[at]])
+        self.aside = True
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+        return others
+
     def kill(self) -> None:
         """End it at once."""
         self.killed = True
@@ -109,18 +122,17 @@ class Worker:
 class Crew:
     """The nursery and how to get at the workers it makes."""
 
-    def __init__(self, spec: GraderSpec, processes: int, memory: int) -> None:
-        self.processes = processes
+    def __init__(self, spec: GraderSpec, slots: int, memory: int) -> None:
         self.control, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as shared, theirs:
-            shared.truncate(Board.size(processes))
-            self._board = Board(shared.fileno(), processes)
+            shared.truncate(Board.size(slots))
+            self._board = Board(shared.fileno(), slots)
             arguments = {
                 "control": theirs.fileno(),
                 "board": shared.fileno(),
                 "grader": spec.name,
                 "options": dict(spec.options),
-                "slots": processes,
+                "slots": slots,
                 "memory": memory,
             }
             self._process = subprocess.Popen(

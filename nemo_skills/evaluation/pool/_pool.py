@@ -22,6 +22,8 @@ _AHEAD = 2
 _WINDOW_ROWS = 20_000
 _WINDOW_BYTES = 64 << 20
 _ATTEMPTS = 2
+# answers that may go on in the background
+_ASIDE = 32
 _SHORTEST_WAIT_S = 0.001
 
 
@@ -46,9 +48,11 @@ class Limits:
 
     timeout_s: float
     """For one answer, from the moment when a process begins it."""
+    soft_timeout_s: float | None = None
+    """After so long an answer goes on in the background, and another process takes over; None is never."""
     processes: int = 0
     """0: as many as there are processors."""
-    memory_mb: int = 4096
+    memory_mb: int = 2048
     """For one process; 0 is no limit."""
 
     @property
@@ -94,8 +98,7 @@ class GradingPool:
         if window.exhausted:
             return
         if self._shift is None:
-            crew = Crew(self._spec, self._limits.workers, self._limits.memory_mb << 20)
-            self._shift = _Shift(crew, self._limits.timeout_s)
+            self._shift = _Shift(self._spec, self._limits)
         try:
             while not window.exhausted:
                 self._shift.step(window)
@@ -201,16 +204,18 @@ class _Pace:
 class _Shift:
     """Workers at work."""
 
-    def __init__(self, crew: Crew, timeout_s: float) -> None:
-        self._crew = crew
+    def __init__(self, spec: GraderSpec, limits: Limits) -> None:
+        slots = limits.workers + (_ASIDE if limits.soft_timeout_s is not None else 0)
+        self._crew = Crew(spec, slots, limits.memory_mb << 20)
+        self._limits = limits
         self._window = _Window([])
-        self._timeout_s = timeout_s
+        self._free = list(range(slots))
         self._pace = _Pace()
         self._stillborn = 0
         self._selector = selectors.DefaultSelector()
-        self._selector.register(crew.control, selectors.EVENT_READ)
-        for slot in range(crew.processes):
-            crew.ask_for(slot)
+        self._selector.register(self._crew.control, selectors.EVENT_READ)
+        for _ in range(limits.workers):
+            self._crew.ask_for(self._free.pop())
 
     def close(self) -> None:
         """End the workers."""
@@ -242,12 +247,17 @@ class _Shift:
 
     def _patience(self) -> float | None:
         """Return how long nothing can be overdue."""
-        starts = [worker.progress.since for worker in self._workers() if worker.tasks and not worker.killed]
-        if not starts:
+        busy = [worker for worker in self._workers() if worker.tasks and not worker.killed]
+        if not busy:
             return None
         now = time.monotonic()
-        left = min((start or now) + self._timeout_s - now for start in starts)
+        left = min((worker.progress.since or now) + self._limit(worker) - now for worker in busy)
         return max(left, _SHORTEST_WAIT_S)
+
+    def _limit(self, worker: Worker) -> float:
+        """Return after how long something has to be done about the answer of a worker."""
+        soft = self._limits.soft_timeout_s
+        return self._limits.timeout_s if soft is None or worker.aside or not self._free else soft
 
     def _hear(self, worker: Worker) -> None:
         graded = worker.read()
@@ -258,11 +268,14 @@ class _Shift:
             self._window.settle(task, grade)
         if graded:
             self._stillborn = 0
-            self._pace.note(len(graded), self._crew.processes)
+            self._pace.note(len(graded), self._limits.workers)
+        if worker.aside and not worker.tasks:
+            worker.kill()
 
     def _supply(self, worker: Worker) -> None:
         batch = self._pace.batch
-        if not worker.killed and len(worker.tasks) <= (_AHEAD - 1) * batch and not worker.wants_to_send:
+        ready = not (worker.killed or worker.aside or worker.wants_to_send)
+        if ready and len(worker.tasks) <= (_AHEAD - 1) * batch:
             tasks = self._window.take(batch)
             if tasks:
                 worker.send(tasks)
@@ -271,31 +284,40 @@ class _Shift:
 
     def _check_clock(self, worker: Worker) -> None:
         progress = worker.progress
-        if worker.killed or not progress.since or time.monotonic() - progress.since < self._timeout_s:
+        passed = time.monotonic() - progress.since
+        if worker.killed or not progress.since or passed < self._limit(worker):
             return
         # it may have been writing the board just then
         time.sleep(_SHORTEST_WAIT_S)
-        if worker.progress == progress:
+        at = worker.in_work()
+        if worker.progress != progress or at is None:
+            return
+        if passed >= self._limits.timeout_s:
             worker.kill()
+        else:
+            self._window.give_back(worker.set_aside(at))
+            self._crew.ask_for(self._free.pop())
 
     def _bury(self, worker: Worker) -> None:
         """See to the answers of a dead worker, and ask for another."""
         self._selector.unregister(worker.channel)
         worker.channel.close()
+        self._free.append(worker.slot)
         at = worker.in_work()
-        tasks = list(worker.tasks)
-        if at is not None:
-            self._judge(tasks.pop(at), worker.killed)
-        self._window.give_back(tasks)
-        if not worker.graded and at is None:
+        culprit = worker.tasks[at] if at is not None else None
+        if culprit is not None:
+            self._judge(culprit, worker.killed)
+        self._window.give_back(task for task in worker.tasks if task not in (None, culprit))
+        if not worker.graded and culprit is None and not worker.aside:
             self._stillborn += 1
-            if self._stillborn > _ATTEMPTS * self._crew.processes:
+            if self._stillborn > _ATTEMPTS * self._limits.workers:
                 raise UserError("Grading processes die as soon as they start.", exit_code=1)
-        self._crew.ask_for(worker.slot)
+        if not worker.aside:
+            self._crew.ask_for(self._free.pop())
 
     def _judge(self, task: Task, killed: bool) -> None:
         if killed:
-            why = {"error": f"grading took more than {self._timeout_s:g} s"}
+            why = {"error": f"grading took more than {self._limits.timeout_s:g} s"}
             self._window.settle(task, Grade(verdict=Verdict.timed_out, details=why))
         elif task.attempts + 1 < _ATTEMPTS:
             self._window.give_back([Task(task.position, task.raw, task.attempts + 1)])
