@@ -1,5 +1,6 @@
 """`ns eval`: a model's scores on benchmarks."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,6 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline import main_args
 from nemo_skills.pipeline.answering import MAIN, SCHEMA, Progress, find_progress, refuse_owned
 from nemo_skills.pipeline.benchmarks import Target, find_targets
-from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.eval_plan import plan_eval
 from nemo_skills.pipeline.eval_request import (
@@ -92,14 +92,16 @@ def _run(request: Request) -> Record | None:
     progress = _progress(request)
     plan = plan_eval(request, progress)
     _tell(plan, progress, request.results_dir)
+    waits = request.cluster.executor != "slurm" and not job.dry_run
     try:
-        return launch(plan, dry_run=job.dry_run, found=progress.found) if plan.jobs else None
+        record = launch(plan, dry_run=job.dry_run, found=progress.found) if plan.jobs else None
     except JobFailedError:
         LOG.error("not everything could be done; the same command does what is missing")
+        show_scores(request)
         raise
-    finally:
-        if request.cluster.executor != "slurm" and not job.dry_run:
-            show_scores(request)
+    if waits:
+        show_scores(request)
+    return record
 
 
 def show_scores(request: Request) -> None:
@@ -167,7 +169,7 @@ def _progress(request: Request) -> Progress:
     assert progress.found is not None
     if not request.job.run_after:  # which may prepare the data
         missing = [t for path, t in data.items() if _can_be_seen(path) and path not in progress.found.exists]
-        _complain(missing, request.cluster)
+        _complain(missing, request)
     return replace(progress, done=frozenset()) if request.own.rerun_done else progress
 
 
@@ -175,20 +177,21 @@ def _can_be_seen(path: str) -> bool:
     return not PurePosixPath(path).is_relative_to(CODE_TARGET)
 
 
-def _complain(missing: Sequence[Target], cluster: ClusterConfig) -> None:
+def _complain(missing: Sequence[Target], request: Request) -> None:
     """Say how to get data that is missing."""
     if not missing:
         return
-    names = " ".join(target.name for target in missing)
-    where = f" --cluster={cluster.path}" if cluster.executor != "none" else ""
-    folder = PurePosixPath(missing[0].input_file).parent.parent
-    raise UserError(
-        "".join(
-            f"benchmark {target.name} is not prepared: there is no {target.input_file}\n"
-            for target in missing
-        )
-        + f"Prepare it with: ns prepare_data {names} --data_dir={folder}{where}"
-    )
+    own, cluster = request.own, request.cluster
+    options = {
+        "data_dir": PurePosixPath(missing[0].input_file).parent.parent,
+        "split": own.split,
+        "extra_datasets": own.extra_datasets,
+        "cluster": cluster.path if cluster.executor != "none" else None,
+    }
+    names = [target.name for target in missing]
+    words = [*names, *(f"--{name}={value}" for name, value in options.items() if value)]
+    absent = (f"benchmark {t.name} is not prepared: there is no {t.input_file}\n" for t in missing)
+    raise UserError(f"{''.join(absent)}Prepare it with: ns prepare_data {shlex.join(words)}")
 
 
 def _tell(plan: Plan, progress: Progress, folder: str) -> None:

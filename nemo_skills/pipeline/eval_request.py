@@ -125,6 +125,7 @@ def scoring_args(request: Request) -> tuple[str, ...]:
     """Return the arguments of the main that scores."""
     runs = {target.name: len(target.seeds) for target in request.targets}
     values: dict[str, object] = {"results_dir": request.results_dir, "runs": runs}
+    values["require_graded"] = True  # scores that are there mean that nothing is left to do
     if request.own.extra_datasets:
         values["extra_datasets"] = request.own.extra_datasets
     return (*encoded(values), *request.score_args)

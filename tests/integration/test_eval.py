@@ -1,6 +1,7 @@
 """`ns eval` from questions to scores: with real servers here and on Slurm, and where things break."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,9 @@ def test_a_judge_grades(here: Here) -> None:
 def test_data_that_is_not_prepared(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     assert here.eval("--benchmarks=gsm8k,svamp", *STUB) == 2
     error = capsys.readouterr().err
-    assert f"ns prepare_data gsm8k svamp --data_dir={here.folder / 'data'}" in error
+    assert shlex.split(error.partition("Prepare it with: ")[2]) == [
+        *("ns", "prepare_data", "gsm8k", "svamp", f"--data_dir={here.folder / 'data'}")
+    ]
     assert not (here.folder / "out").exists()
 
 
@@ -267,3 +270,19 @@ def test_scores_on_a_cluster(
     config.write_text(yaml.safe_dump(settings))
     assert cli.main(["summarize_results", f"{weird_tmp_path}/on*", f"--cluster={config}"]) == 0
     assert "12.50" in capsys.readouterr().out
+
+
+def test_programs_are_graded_beside_a_sandbox(here: Here) -> None:
+    own = here.folder / "mine" / "adding"
+    own.mkdir(parents=True)
+    (own / "__init__.py").write_text(
+        "from nemo_skills.dataset.base import BenchmarkDefaults\n"
+        "DEFAULTS = BenchmarkDefaults(prompt_config='generic/math', grader='code', needs_sandbox=True)\n"
+    )
+    rows = [{"problem": f"Write add{i}.", "test": f"assert add(1, {i}) == 3"} for i in (2, 3)]
+    (own / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = shlex.quote("```python\ndef add(a, b):\n    return a + b\n```")
+    server = [*STUB, f"--server_args=--answer {answer}"]
+    assert here.eval("--benchmarks=adding", f"--extra_datasets={own.parent}", *server) == 0
+    graded = read_rows(here.folder / "out/eval-results/adding/output.jsonl")
+    assert [row["verdict"] for row in graded] == ["correct", "incorrect"]

@@ -206,3 +206,17 @@ def test_what_cannot_be_compared(
     save(Path("other"), report("math", 1.0))
     assert cli.main(["compare", *folders]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_scores_can_wait_for_grades(weird_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = weird_tmp_path / "sums"
+    folder.mkdir()
+    (folder / "output.jsonl").write_text('{"problem": "1+1", "generation": "2"}\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(weird_tmp_path)
+        with pytest.raises(SystemExit):
+            score(["++results_dir=.", "++require_graded=true"])
+        assert "1 rows are not graded" in capsys.readouterr().err
+        assert not (folder / "metrics.json").exists()
+        score(["++results_dir=.", "++runs={sums: 1}"])
+    assert not json.loads((folder / "metrics.json").read_text())["valid"]
