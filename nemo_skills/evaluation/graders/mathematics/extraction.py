@@ -15,8 +15,6 @@ _SENTENCE = re.compile(
 _BLANKS = re.compile(r"[^\S\n]+")
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|(?<![\w.])-?\.\d+%?")
 _SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|,?\s+(?:because|since)\b|(?<!\\),\s+(?:so|which|as|where|and)\b")
-    r"[.;!?](?=\s|$)|,?\s+(?:because|since)\b|(?<!\\),\s+(?:so|which|as|where|and so)\b"
-)
 _WRAPPED = re.compile(r"^(\*\*|\$\$|\$|`|\\\(|\\\[)\s*(.*?)\s*(\*\*|\$\$|\$|`|\\\)|\\\])")
 _LAYERS = 4
 _CLOSES = {"**": "**", "$$": "$$", "$": "$", "`": "`", r"\(": r"\)", r"\[": r"\]"}
