@@ -10,7 +10,7 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint 
 
 .PHONY: help quickstart test retest check bench clean docs vllm-cpu
 help:
-	@echo "make quickstart   set everything up and generate answers with a tiny model, no GPU needed"
+	@echo "make quickstart   set everything up, train a tiny model and score it before and after, no GPU needed"
 	@echo "make test         set everything up and run the tests"
 	@echo "make check        lint, types, layers, docs"
 	@echo "make bench        run the benchmarks"
@@ -23,7 +23,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 
 $(VENV)/.serve: $(BIN)/uv pyproject.toml constraints.txt
-	$(UV_INSTALL) --editable '.[serve]'
+	$(UV_INSTALL) --editable '.[serve,train,eval]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve

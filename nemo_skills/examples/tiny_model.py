@@ -31,12 +31,14 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build(output: Path, seed: int = 0) -> Path:
+def build(output: Path, seed: int = 0, *, for_training: bool = False) -> Path:
     """Write the model to the folder `output`; the same seed gives the same bytes.
 
     Args:
         output: folder to write to; made where absent.
         seed: of the random weights.
+        for_training: small weights, as training wants them; else large ones, with which the text depends on
+            the prompt and does not repeat one token.
     """
     try:
         import torch
@@ -46,7 +48,7 @@ def build(output: Path, seed: int = 0) -> Path:
         raise UserError(f"{error.name} is missing: pip install 'nemo-skills[serve]'") from None
     logging.disable_progress_bar()
     tokenizer = build_tokenizer()
-    config = _model_config(tokenizer)
+    config = _model_config(tokenizer, weights=0.02 if for_training else 0.2)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -94,7 +96,7 @@ def build_tokenizer() -> Any:
     )
 
 
-def _model_config(tokenizer: Any) -> Any:
+def _model_config(tokenizer: Any, weights: float) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -106,8 +108,7 @@ def _model_config(tokenizer: Any) -> Any:
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
-        # Large enough that the text depends on the prompt and does not repeat one token
-        initializer_range=0.2,
+        initializer_range=weights,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

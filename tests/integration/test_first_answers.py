@@ -1,4 +1,4 @@
-"""The first thing a new user runs, whole: model, server, generation, table."""
+"""A model answers a few rows: model, server, generation, table."""
 
 import json
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from nemo_skills.examples.quickstart import show
+from nemo_skills.examples.first_answers import show
 
-QUICKSTART = [sys.executable, "-m", "nemo_skills.examples.quickstart"]
+FIRST_ANSWERS = [sys.executable, "-m", "nemo_skills.examples.first_answers"]
 
 
-def run_quickstart(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def run_first_answers(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     own = {k: v for k, v in os.environ.items() if k not in {"MODEL", "INPUT"}}
     return subprocess.run(
-        QUICKSTART,
+        FIRST_ANSWERS,
         cwd=folder,
         env={**own, "COLUMNS": "200", **env},
         capture_output=True,
@@ -26,8 +26,8 @@ def run_quickstart(folder: Path, **env: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.service("hf")
-def test_quickstart_answers_the_shipped_problems_and_then_others(weird_tmp_path: Path) -> None:
-    ended = run_quickstart(weird_tmp_path)
+def test_it_answers_the_shipped_problems_and_then_others(weird_tmp_path: Path) -> None:
+    ended = run_first_answers(weird_tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     output = weird_tmp_path / "quickstart/generation/output.jsonl"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -40,7 +40,7 @@ def test_quickstart_answers_the_shipped_problems_and_then_others(weird_tmp_path:
     # a second run with another input must not show the first one's rows
     mine = weird_tmp_path / "mine.jsonl"
     mine.write_text('{"problem": "What is [bold]{1 + 1}[/bold]?"}\n')
-    ended = run_quickstart(weird_tmp_path, INPUT="mine.jsonl", MODEL="quickstart/model")
+    ended = run_first_answers(weird_tmp_path, INPUT="mine.jsonl", MODEL="quickstart/model")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "What is [bold]{1 + 1}[/bold]?" in ended.stdout
     assert "Mira" not in ended.stdout
@@ -48,7 +48,7 @@ def test_quickstart_answers_the_shipped_problems_and_then_others(weird_tmp_path:
 
 
 def test_a_missing_input_is_reported_before_anything_is_built(tmp_path: Path) -> None:
-    ended = run_quickstart(tmp_path, INPUT="absent.jsonl")
+    ended = run_first_answers(tmp_path, INPUT="absent.jsonl")
     assert ended.returncode == 2
     assert "absent.jsonl does not exist" in ended.stderr
     assert not list(tmp_path.iterdir())
