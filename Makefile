@@ -27,7 +27,7 @@ $(VENV)/.serve: $(BIN)/uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV_INSTALL) --editable '.[serve,train,lora,trl,eval,view,test,dev]'
+	$(UV_INSTALL) --editable '.[serve,train,lora,trl,boards,eval,view,test,dev]'
 	@touch $@
 
 .venv-vllm/.done: $(BIN)/uv

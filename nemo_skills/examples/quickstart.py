@@ -25,6 +25,8 @@ from nemo_skills.core.script import run_script
 from nemo_skills.examples import arithmetic, first_answers, tiny_model
 
 TEST_ROWS = 200
+AT_MOST_BEFORE, AT_LEAST_AFTER = 5.0, 90.0
+"""Right answers in percent; anything else means that something is broken."""
 _STEPS = 600
 _BENCHMARK = """\
 from nemo_skills.dataset.base import BenchmarkDefaults
@@ -108,6 +110,10 @@ def main() -> None:
     print(f"before   {before:5.1f} % of {TEST_ROWS} problems that were not trained on")
     print(f"after    {after:5.1f} %")
     print(f"read them: ns view {folder.scores('before')} {folder.scores('after')}")
+    if before > AT_MOST_BEFORE or after < AT_LEAST_AFTER:
+        raise JobFailedError(
+            f"the model should go from at most {AT_MOST_BEFORE} % to at least {AT_LEAST_AFTER} %", exit_code=1
+        )
 
 
 def make(folder: Folder, seed: int) -> None:
