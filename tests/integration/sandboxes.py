@@ -1,13 +1,16 @@
 """Starts the real sandbox server for tests."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from nemo_skills.code_execution import Sandbox
+from tests.integration.generation import read_rows, run_main
 from tests.services.require import require
 
 CANARY = "canary-c0ffee-secret"
@@ -73,3 +76,31 @@ SCRIPTED_ANSWER = (
     "More.\n```python\nx + 1\n```\n```output\n43\n```\nSo it is 43."
 )
 """What comes of the question `the lasting one`."""
+
+
+# patterns for structured output: an untrained model writes code like one that was taught each format
+_CALL = r'[{]"name": "python", "arguments": [{]"code": "6[*]7"[}][}]'
+_FORCED = {
+    ("fenced", None): r"```python\n6[*]7\n```\n",
+    ("qwen", "qwen-instruct"): rf"<tool_call>\n{_CALL}\n</tool_call>",
+    ("llama3", "llama3-instruct"): r"<[|]python_tag[|]>6[*]7<[|]eom_id[|]>",
+}
+
+
+def check_code_execution(url: str, folder: Path) -> None:
+    """Have a vLLM server write code in the formats of several families, and check that it is run."""
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_text('{"question": "6 * 7?"}\n')
+    with running_sandbox() as sandbox:
+        for (tags, template), pattern in _FORCED.items():
+            body = f"{{structured_outputs:{{regex:{json.dumps(pattern)}}}}}"
+            done = run_main(
+                url, source, output, server__server_type="vllm", code_execution=True, code_tags=tags,
+                sandbox_address=sandbox.client.address, prompt_template=template, max_code_executions=2,
+                inference__extra_body=body.replace("\\\\n", "\\n"), inference__tokens_to_generate=400,
+                skip_filled=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            [row] = read_rows(output)
+            assert (row["num_code_executions"], row["num_code_errors"]) == (2, 0), row
+            assert row["generation"].count("\n42\n") == 2, row

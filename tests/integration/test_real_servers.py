@@ -19,6 +19,7 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.inference.server import launch
 from nemo_skills.inference.server.ready import Endpoint, ServerTarget, wait_until_ready
 from nemo_skills.pipeline.servers.base import ServerRequest, get_server, launcher_args
+from tests.integration.sandboxes import check_code_execution
 
 REPO = Path(__file__).resolve().parents[2]
 VLLM_ARGS = ("--max-model-len=1024", "--enforce-eager")
@@ -131,6 +132,7 @@ def test_vllm(model: str, vllm_python: str, weird_tmp_path: Path) -> None:
         assert endpoint.model == model
         answer = ask(endpoint, "/completions", prompt="2+2=", max_tokens=5, temperature=0)
         assert answer["usage"]["completion_tokens"] >= 1
+        check_code_execution(endpoint.base_url, weird_tmp_path)
         elsewhere = ServerTarget(server_type="openai", model="no-such-model", addresses=(endpoint.base_url,))
         with pytest.raises(UserError, match="no model 'no-such-model'"):
             asyncio.run(wait_until_ready(elsewhere, run_dir=None))
