@@ -154,7 +154,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Processes, precision and schedule."""
+    """Processes and precision."""
 
     devices: int | None = opt(
         None, "processes of a node, checked against torchrun's; null takes what there is"
@@ -165,12 +165,18 @@ class TrainerConfig:
     )
     gradient_clip_val: float = opt(1.0, "largest norm of the gradient; 0: no limit")
     log_every_n_steps: int = opt(1, "steps between two lines of metrics.jsonl")
-    sft: ScheduleConfig = opt(ScheduleConfig, "schedule")
 
     def __post_init__(self) -> None:
         """Check signs."""
         _require(self.gradient_clip_val >= 0, "trainer.gradient_clip_val must be 0 or more")
         _require(self.log_every_n_steps > 0, "trainer.log_every_n_steps must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftTrainerConfig(TrainerConfig):
+    """Processes, precision and schedule."""
+
+    sft: ScheduleConfig = opt(ScheduleConfig, "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +244,8 @@ class ExpManagerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig:
-    """Fine-tunes a model on prompts and responses. Start it with torchrun, or as one process."""
+class TrainingConfig:
+    """What all training mains have in common."""
 
     model: ModelConfig = opt(ModelConfig, "model and data")
     trainer: TrainerConfig = opt(TrainerConfig, "processes, precision, schedule")
@@ -248,6 +254,13 @@ class SftConfig:
     def __post_init__(self) -> None:
         """There is nothing to do without data."""
         _require(bool(self.model.data.train_ds.files), "model.data.train_ds.file_path is missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainingConfig):
+    """Fine-tunes a model on prompts and responses. Start it with torchrun, or as one process."""
+
+    trainer: SftTrainerConfig = opt(SftTrainerConfig, "processes, precision, schedule")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

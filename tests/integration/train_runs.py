@@ -7,11 +7,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nemo_skills.core.hydra import compose
-from nemo_skills.training.config import SftConfig
+from nemo_skills.training.config import SftConfig, TrainingConfig
+from nemo_skills.training.dpo_config import DpoConfig
 
+if TYPE_CHECKING:
+    from nemo_skills.training.engine.job import Task
+
+Algorithm = Literal["sft", "dpo"]
 GLOBAL_BATCH, MICRO_BATCH = 16, 4
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -75,28 +80,30 @@ def sft_args(model: Path, rows: Path, output: Path, **more: Any) -> list[str]:
     return [f"++{name}={value}" for name, value in settings.items()]
 
 
-def main_argv(args: Sequence[str]) -> list[str]:
+def main_argv(args: Sequence[str], algorithm: Algorithm = "sft") -> list[str]:
     """Return the command of the main in one process."""
-    return [sys.executable, "-m", "nemo_skills.training.start_sft", *args]
+    return [sys.executable, "-m", f"nemo_skills.training.start_{algorithm}", *args]
 
 
-def run_main(args: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def run_main(args: Sequence[str], algorithm: Algorithm = "sft") -> "subprocess.CompletedProcess[str]":
     """Run the main to its end."""
-    return subprocess.run(main_argv(args), env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        main_argv(args, algorithm), env=ONE_THREAD, capture_output=True, text=True, timeout=300
+    )
 
 
-def train_here(args: Sequence[str]) -> bool:
+def train_here(args: Sequence[str], algorithm: Algorithm = "sft") -> bool:
     """Train in this process."""
     import torch
 
+    from nemo_skills.training.engine.job import train
     from nemo_skills.training.engine.outcome import StopFlag
-    from nemo_skills.training.engine.sft import train_sft
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        config = compose_sft(args)
-        return train_sft(config, StopFlag(config.exp_manager.seconds_per_run))
+        config, task = compose_task(args, algorithm)
+        return train(config, task, StopFlag(config.exp_manager.seconds_per_run))
     finally:
         torch.set_num_threads(threads)
 
@@ -104,7 +111,7 @@ def train_here(args: Sequence[str]) -> bool:
 def metrics(output: Path) -> dict[tuple[int, str], float]:
     """Return the figures of a run that must not depend on how it was run."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    names = ("loss", "grad_norm", "lr", "val_loss")
+    names = ("loss", "grad_norm", "lr", "val_loss", "rewards_margin", "val_rewards_margin", "val_accuracy")
     return {(line["step"], name): line[name] for line in lines for name in names if name in line}
 
 
@@ -117,6 +124,18 @@ def largest_difference(a: Mapping[tuple[int, str], float], b: Mapping[tuple[int,
 def compose_sft(args: Sequence[str]) -> SftConfig:
     """Return the main's configuration."""
     return compose(SftConfig, args)
+
+
+def compose_task(args: Sequence[str], algorithm: Algorithm) -> "tuple[TrainingConfig, Task]":
+    """Return the configuration of a main, and its task."""
+    from nemo_skills.training.engine.dpo import dpo_task
+    from nemo_skills.training.engine.sft import sft_task
+
+    if algorithm == "dpo":
+        preferences = compose(DpoConfig, args)
+        return preferences, dpo_task(preferences)
+    config = compose_sft(args)
+    return config, sft_task(config)
 
 
 def pack_rows(rows: Path, model: Path, folder: Path, *, size: int, cp: int = 1) -> tuple[Path, int]:

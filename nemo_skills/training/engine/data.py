@@ -1,7 +1,7 @@
 """Rows and packs to micro-batches: padding-free sequences of documents, in an order that can be resumed."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +18,7 @@ from nemo_skills.training.config import DatasetConfig
 from nemo_skills.training.engine.attention import Layout, own_part
 from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.tokenise import Example, tokenise
 
 Tokens = npt.NDArray[np.int64]
 _COMPRESSED = (".gz", ".zst")
@@ -45,31 +46,35 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sequence[Document]: ...
 
 
+TokeniseRow = Callable[[Mapping[str, Any], Any], Sequence[Example]]
+"""Makes documents of a row, with a tokenizer."""
+
+
 class RowSamples:
     """Rows of JSONL files, tokenised when they are needed."""
 
-    def __init__(self, paths: Sequence[Path], tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], tokenise_row: TokeniseRow, tokenizer: Any, max_length: int
+    ) -> None:
         self._files = [_LineIndex(path) for path in paths]
         self._ends = np.cumsum([len(file) for file in self._files])
-        self._tokenizer = tokenizer
+        self._tokenise, self._tokenizer = tokenise_row, tokenizer
         self._max_length = max_length
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sequence[Document]:
-        from nemo_skills.training.tokenise import tokenise
-
         which = int(np.searchsorted(self._ends, index, side="right"))
         line = self._files[which].line(index - (int(self._ends[which - 1]) if which else 0))
         try:
-            example = tokenise(parse_row(line.path, line), self._tokenizer)
+            examples = self._tokenise(parse_row(line.path, line), self._tokenizer)
         except UserError as error:
             text = str(error)
             raise UserError(text if text.startswith(str(line.path)) else f"{line.place}: {text}") from None
-        if len(example.input_ids) < 2:
+        if any(len(example.input_ids) < 2 for example in examples):
             raise UserError(f"{line.place}: a row needs at least two tokens.")
-        return (document(example.input_ids, example.loss_mask, self._max_length),)
+        return tuple(document(ids, mask, self._max_length) for ids, mask in examples)
 
 
 class _LineIndex:
@@ -119,7 +124,12 @@ class PackedSamples:
         return tuple(document(ids, mask) for ids, mask in pack)
 
 
-def open_samples(config: DatasetConfig, tokenizer: Any) -> Samples:
+def one_document(row: Mapping[str, Any], tokenizer: Any) -> Sequence[Example]:
+    """Return the only document of a row of supervised fine-tuning."""
+    return (tokenise(row, tokenizer),)
+
+
+def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRow = one_document) -> Samples:
     """Open the files of a dataset.
 
     Raises:
@@ -133,7 +143,7 @@ def open_samples(config: DatasetConfig, tokenizer: Any) -> Samples:
         if name.endswith(".npy"):
             raise UserError(f"{name} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
     paths = [path for name in config.files for path in InputFiles.find(name).paths]
-    return RowSamples(paths, tokenizer, config.max_seq_length)
+    return RowSamples(paths, tokenise_row, tokenizer, config.max_seq_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +249,10 @@ class Batches:
         mine = indices[self._topology.dp_rank * share :][:share]
         size = self._config.micro_batch_size
         micro = [mine[i : i + size] for i in range(0, max(share, 1), size)]
-        return [self._micro_batch(chosen) for chosen in micro]
+        return [self.micro_batch(chosen) for chosen in micro]
 
-    def _micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """Return what is made of some samples, perhaps of none."""
         documents = list(chain.from_iterable(self._samples[i] for i in indices))
         if not documents:
             # the last batch of a validation may have no row for this process, which must compute all the same

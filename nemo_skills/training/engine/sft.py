@@ -1,26 +1,17 @@
-"""Puts the parts of supervised fine-tuning together."""
+"""Supervised fine-tuning: every token of the answers counts the same."""
 
-import logging
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
-from nemo_skills.core.jsonl import disk_errors
-from nemo_skills.core.log import get_logger
-from nemo_skills.training.config import DatasetConfig, SftConfig, as_dict
-from nemo_skills.training.engine import parallel
-from nemo_skills.training.engine.checkpoint import Checkpoints, Training
-from nemo_skills.training.engine.data import Batches, MicroBatch, open_samples
-from nemo_skills.training.engine.loop import Run, Trainer
-from nemo_skills.training.engine.model import build_model, find_model
-from nemo_skills.training.engine.optimiser import build_optimiser
-from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcome, write_outcome
+from nemo_skills.training.config import SftConfig
+from nemo_skills.training.engine import job
+from nemo_skills.training.engine.data import Batches, MicroBatch, one_document
+from nemo_skills.training.engine.job import Place, Task
+from nemo_skills.training.engine.loop import Run
+from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
-from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
-from nemo_skills.training.tokenise import load_tokenizer
-
-LOG = get_logger(__name__)
 
 
 def train_sft(config: SftConfig, stop: StopFlag) -> bool:
@@ -29,41 +20,22 @@ def train_sft(config: SftConfig, stop: StopFlag) -> bool:
     Raises:
         UserError: the configuration, the data or the model cannot be used.
     """
-    topology = parallel.start(config.model, config.trainer)
-    if not topology.is_main:
-        logging.getLogger().setLevel(logging.WARNING)
-    run = build_run(config, topology)
-    finished = go_on(run, config, stop)
-    parallel.stop()
-    return finished
+    return job.train(config, sft_task(config), stop)
 
 
 def build_run(config: SftConfig, topology: Topology) -> Run:
     """Open data and model."""
-    model_config = config.model
-    folder = find_model(model_config.restore_from_path, topology)
-    tokenizer = load_tokenizer(str(folder))
-    batches = _open(model_config.data.train_ds, tokenizer, topology, model_config.seed)
-    assert batches is not None
-    validation = _open(model_config.data.validation_ds, tokenizer, topology, model_config.seed)
-    bf16 = _computes_in_bf16(config, topology)
-    model = build_model(folder, model_config, topology, bf16=bf16)
-    training = Training(
-        model=model,
-        optimiser=build_optimiser(model, model_config.optim),
-        source=folder,
-        export_dtype=torch.bfloat16 if bf16 else torch.float32,
-    )
-    return Run(
-        topology=topology,
-        training=training,
-        objective=lambda model, batch: next_token_losses(model, batch, topology),
-        batches=batches,
-        validation=validation,
-        schedule=config.trainer.sft,
-        trainer=config.trainer,
-        optim=model_config.optim,
-        bf16=bf16,
+    return job.build_run(config, sft_task(config), topology)
+
+
+def sft_task(config: SftConfig) -> Task:
+    """Return what is particular to this kind of training."""
+
+    def objective(place: Place) -> Any:
+        return partial(next_token_losses, topology=place.topology)
+
+    return Task(
+        schedule=config.trainer.sft, tokenise_row=one_document, batches=Batches, build_objective=objective
     )
 
 
@@ -74,64 +46,3 @@ def next_token_losses(
     inputs = batch.inputs(topology.device)
     losses: torch.Tensor = model(**inputs, targets=batch.targets.to(topology.device))
     return losses.sum(), {}
-
-
-def go_on(run: Run, config: Any, stop: StopFlag) -> bool:
-    """Train from the last checkpoint on; tell whether all steps are done."""
-    folder = Path(config.exp_manager.explicit_log_dir)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", config.exp_manager.checkpoint_callback_params, run.topology
-    )
-    with disk_errors(folder):
-        checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    # dropout differs between processes that see different tokens, and only between these
-    torch.manual_seed(config.model.seed + run.topology.data_rank)
-    progress = checkpoints.restore(run.training)
-    if progress.step:
-        LOG.info("Going on after step %s of %s", progress.step, run.total_steps)
-    log = None
-    if run.topology.is_main:
-        forget_outcome(folder)
-        log = MetricsLog.open(folder, _log_options(config, run, progress.step))
-    try:
-        progress = Trainer(run, checkpoints, log, stop).train(progress)
-    finally:
-        if log:
-            log.close()
-    finished: bool = progress.step >= run.total_steps
-    if run.topology.is_main:
-        outcome = Outcome(
-            step=progress.step,
-            reason="finished" if finished else stop.reason or "another process was told to stop",
-            max_epochs=run.schedule.max_epochs,
-            max_steps=run.schedule.max_steps,
-        )
-        write_outcome(folder, outcome, finished=finished)
-        LOG.info("Step %s of %s: %s", progress.step, run.total_steps, outcome.reason)
-    return finished
-
-
-def _open(config: DatasetConfig, tokenizer: Any, topology: Topology, seed: int) -> Batches | None:
-    if not config.files:
-        return None
-    return Batches(open_samples(config, tokenizer), config, topology, seed)
-
-
-def _computes_in_bf16(config: SftConfig, topology: Topology) -> bool:
-    precision = config.trainer.precision
-    if precision is None:
-        return bool(topology.device.type == "cuda")
-    return precision != "32"
-
-
-def _log_options(config: Any, run: Run, step: int) -> LogOptions:
-    manager = config.exp_manager
-    names = manager.wandb_logger_kwargs
-    wandb = WandbOptions(project=names.project, name=names.name or manager.name, group=names.group)
-    return LogOptions(
-        total_steps=run.total_steps,
-        resume_step=step,
-        tensorboard=manager.create_tensorboard_logger,
-        wandb=wandb if manager.create_wandb_logger else None,
-        config=as_dict(config),
-    )

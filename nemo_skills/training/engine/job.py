@@ -1,0 +1,148 @@
+"""Puts the parts of a training together, whatever its loss."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nemo_skills.core.jsonl import disk_errors
+from nemo_skills.core.log import get_logger
+from nemo_skills.training.config import DatasetConfig, ScheduleConfig, TrainingConfig, as_dict
+from nemo_skills.training.engine import parallel
+from nemo_skills.training.engine.checkpoint import Checkpoints, Training
+from nemo_skills.training.engine.data import Batches, TokeniseRow, open_samples
+from nemo_skills.training.engine.loop import Objective, Run, Trainer
+from nemo_skills.training.engine.model import build_model, find_model
+from nemo_skills.training.engine.optimiser import build_optimiser
+from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcome, write_outcome
+from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
+from nemo_skills.training.tokenise import load_tokenizer
+
+LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and how models are computed."""
+
+    source: Path
+    """Folder of the original model."""
+    topology: Topology
+    bf16: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What tells one kind of training from another."""
+
+    schedule: ScheduleConfig
+    tokenise_row: TokeniseRow
+    batches: type[Batches]
+    build_objective: Callable[[Place], Objective]
+
+
+def train(config: TrainingConfig, task: Task, stop: StopFlag) -> bool:
+    """Train, or go on training; tell whether all steps are done.
+
+    Raises:
+        UserError: the configuration, the data or the model cannot be used.
+    """
+    topology = parallel.start(config.model, config.trainer)
+    if not topology.is_main:
+        logging.getLogger().setLevel(logging.WARNING)
+    run = build_run(config, task, topology)
+    finished = go_on(run, config, stop)
+    parallel.stop()
+    return finished
+
+
+def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
+    """Open data and model."""
+    model_config = config.model
+    source = find_model(model_config.restore_from_path, topology)
+    tokenizer = load_tokenizer(str(source))
+
+    def opened(dataset: DatasetConfig) -> Batches:
+        samples = open_samples(dataset, tokenizer, task.tokenise_row)
+        return task.batches(samples, dataset, topology, model_config.seed)
+
+    data = model_config.data
+    batches = opened(data.train_ds)
+    validation = opened(data.validation_ds) if data.validation_ds.files else None
+    bf16 = _computes_in_bf16(config, topology)
+    model = build_model(source, model_config, topology, bf16=bf16)
+    training = Training(
+        model=model,
+        optimiser=build_optimiser(model, model_config.optim),
+        source=source,
+        export_dtype=torch.bfloat16 if bf16 else torch.float32,
+    )
+    return Run(
+        topology=topology,
+        training=training,
+        objective=task.build_objective(Place(source=source, topology=topology, bf16=bf16)),
+        batches=batches,
+        validation=validation,
+        schedule=task.schedule,
+        trainer=config.trainer,
+        optim=model_config.optim,
+        bf16=bf16,
+    )
+
+
+def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:
+    """Train from the last checkpoint on; tell whether all steps are done."""
+    folder = Path(config.exp_manager.explicit_log_dir)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.exp_manager.checkpoint_callback_params, run.topology
+    )
+    with disk_errors(folder):
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    # dropout differs between processes that see different tokens, and only between these
+    torch.manual_seed(config.model.seed + run.topology.data_rank)
+    progress = checkpoints.restore(run.training)
+    if progress.step:
+        LOG.info("Going on after step %s of %s", progress.step, run.total_steps)
+    log = None
+    if run.topology.is_main:
+        forget_outcome(folder)
+        log = MetricsLog.open(folder, _log_options(config, run, progress.step))
+    try:
+        progress = Trainer(run, checkpoints, log, stop).train(progress)
+    finally:
+        if log:
+            log.close()
+    finished: bool = progress.step >= run.total_steps
+    if run.topology.is_main:
+        outcome = Outcome(
+            step=progress.step,
+            reason="finished" if finished else stop.reason or "another process was told to stop",
+            max_epochs=run.schedule.max_epochs,
+            max_steps=run.schedule.max_steps,
+        )
+        write_outcome(folder, outcome, finished=finished)
+        LOG.info("Step %s of %s: %s", progress.step, run.total_steps, outcome.reason)
+    return finished
+
+
+def _computes_in_bf16(config: TrainingConfig, topology: Topology) -> bool:
+    precision = config.trainer.precision
+    if precision is None:
+        return bool(topology.device.type == "cuda")
+    return precision != "32"
+
+
+def _log_options(config: TrainingConfig, run: Run, step: int) -> LogOptions:
+    manager = config.exp_manager
+    names = manager.wandb_logger_kwargs
+    wandb = WandbOptions(project=names.project, name=names.name or manager.name, group=names.group)
+    return LogOptions(
+        total_steps=run.total_steps,
+        resume_step=step,
+        tensorboard=manager.create_tensorboard_logger,
+        wandb=wandb if manager.create_wandb_logger else None,
+        config=as_dict(config),
+    )
