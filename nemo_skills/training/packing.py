@@ -13,11 +13,14 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nemo_skills.training.packing_exact import ExactFill
 from nemo_skills.training.packing_groups import BestFit, FirstFit, Group, RoomTree
 
-Algorithm = Literal["best_fit_decreasing", "first_fit_decreasing", "first_fit_shuffle"]
+Algorithm = Literal["fewest_packs", "best_fit_decreasing", "first_fit_decreasing", "first_fit_shuffle"]
 Ints = npt.NDArray[np.int64]
 _RADIX_LIMIT = 1 << 16
+_WORTHWHILE = 1.0002
+"""Where that many times the fewest packs there can be are needed, more is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +65,13 @@ class Plan:
 def plan_packs(
     lengths: npt.ArrayLike,
     capacity: int,
-    algorithm: Algorithm = "best_fit_decreasing",
+    algorithm: Algorithm = "fewest_packs",
     seed: int = 0,
 ) -> Plan:
     """Distribute sequences over packs.
 
-    `best_fit_decreasing` never needs more packs than `first_fit_decreasing`: where it could, both are tried.
+    `fewest_packs` is the best of `best_fit_decreasing`, `first_fit_decreasing` and exact filling; a later one
+    is tried where those before it leave something to gain. None is better than the others on all lengths.
 
     Args:
         lengths: How many tokens each sequence takes, from 1 to `capacity`.
@@ -85,7 +89,7 @@ def plan_packs(
         plan = _first_fit(sizes, capacity, np.random.default_rng(seed).permutation(len(sizes)))
     else:
         counts = np.bincount(sizes, minlength=1)
-        plan = _assign(sizes, counts, capacity, _decreasing(counts, capacity, algorithm), seed)
+        plan = _assign(sizes, counts, capacity, _packing(counts, capacity, algorithm, seed), seed)
     return plan.shuffled(seed)
 
 
@@ -120,16 +124,37 @@ class _Packing(NamedTuple):
         return sum(packs for _, packs in self.done)
 
 
-def _decreasing(counts: Ints, capacity: int, algorithm: Algorithm) -> _Packing:
-    total = int(counts @ np.arange(len(counts)))
+def _packing(counts: Ints, capacity: int, algorithm: Algorithm, seed: int) -> _Packing:
     if algorithm == "best_fit_decreasing":
-        best = _fill(counts, capacity, BestFit(capacity))
-        # as few packs as there can be
-        if best.packs * capacity - total < capacity:
-            return best
-    # an opened pack is at least half full before the next but one is opened
-    first = _fill(counts, capacity, FirstFit(min(int(counts.sum()), 2 * total // capacity + 2)))
-    return best if algorithm == "best_fit_decreasing" and best.packs <= first.packs else first
+        return _fill(counts, capacity, BestFit(capacity))
+    total = int(counts @ np.arange(len(counts)))
+    if algorithm == "first_fit_decreasing":
+        # an opened pack is at least half full before the next but one is opened
+        return _fill(counts, capacity, FirstFit(min(int(counts.sum()), 2 * total // capacity + 2)))
+    best = _packing(counts, capacity, "best_fit_decreasing", seed)
+    fewest = -(-total // capacity)
+    if best.packs > fewest:
+        best = min(best, _packing(counts, capacity, "first_fit_decreasing", seed), key=lambda p: p.packs)
+    if best.packs > fewest * _WORTHWHILE:
+        best = min(best, _exact(counts, capacity, seed), key=lambda p: p.packs)
+    return best
+
+
+def _exact(counts: Ints, capacity: int, seed: int) -> _Packing:
+    """Fill as many packs as possible exactly, and the others by best fit."""
+    filler = ExactFill(counts, capacity, seed)
+    fillings: list[_Filling] = []
+    done: list[tuple[int, int]] = []
+    for each, packs in filler.patterns():
+        before = -1
+        for length, number in each.items():
+            fillings.append(_Filling(before, length, number))
+            before = len(fillings) - 1
+        done.append((before, packs))
+    rest = _packing(filler.left, capacity, "best_fit_decreasing", seed)
+    moved = len(fillings)
+    fillings += [f._replace(parent=f.parent + moved if f.parent >= 0 else -1) for f in rest.fillings]
+    return _Packing(fillings, done + [(filling + moved, packs) for filling, packs in rest.done])
 
 
 def _fill(counts: Ints, capacity: int, groups: _Groups) -> _Packing:

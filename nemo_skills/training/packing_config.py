@@ -66,9 +66,9 @@ class PackingConfig:
         MISSING, "tokens of a pack; several make several packed files, as in [4096,8192]"
     )
     seed: int = opt(0, "for everything that is drawn by lot, and part of the files' names")
-    packing_algorithm: Literal["best_fit_decreasing", "first_fit_decreasing", "first_fit_shuffle"] = opt(
-        "best_fit_decreasing", "which sequences share a pack; the first is never worse than the second"
-    )
+    packing_algorithm: Literal[
+        "fewest_packs", "best_fit_decreasing", "first_fit_decreasing", "first_fit_shuffle"
+    ] = opt("fewest_packs", "which sequences share a pack; the first is never worse than the next two")
     long_sequences: Literal["truncate", "drop", "error"] = opt(
         "truncate", "a row with more than max_seq_length tokens: cut its end, leave it out, or stop"
     )

@@ -4,12 +4,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_skills.training.packing import Algorithm, Plan, plan_packs
+from nemo_skills.training.packing_exact import ExactFill
 
-ALGORITHMS: tuple[Algorithm, ...] = ("best_fit_decreasing", "first_fit_decreasing", "first_fit_shuffle")
+ALGORITHMS: tuple[Algorithm, ...] = (
+    "fewest_packs",
+    "best_fit_decreasing",
+    "first_fit_decreasing",
+    "first_fit_shuffle",
+)
 
 
 @st.composite
@@ -75,16 +81,43 @@ def test_groups_of_packs_are_filled_as_single_packs_would_be(problem: tuple[int,
     best, first = best_fit(falling, capacity), first_fit(falling, capacity)
     ours = plan_packs(lengths, capacity, "first_fit_decreasing")
     assert contents(ours, lengths) == in_order(first)
-    assert len(plan_packs(lengths, capacity)) == min(len(best), len(first))
+    ours = plan_packs(lengths, capacity, "best_fit_decreasing")
+    assert len(ours) == len(best)
+    fewest = plan_packs(lengths, capacity)
+    assert -(-sum(lengths) // capacity) <= len(fewest) <= min(len(best), len(first))
     shuffled = [lengths[i] for i in np.random.default_rng(7).permutation(len(lengths))]
     ours = plan_packs(lengths, capacity, "first_fit_shuffle", seed=7)
     assert contents(ours, lengths) == in_order(first_fit(shuffled, capacity))
 
 
-def test_best_fit_falls_back_on_first_fit_where_that_needs_fewer_packs() -> None:
+def test_no_rule_is_always_best_so_that_all_are_tried() -> None:
     lengths = [38, 37, 35, 32, 30, 29, 25, 18, 18, 8, 7, 7, 6, 5, 3, 2, 2]
     assert (len(best_fit(lengths, 76)), len(first_fit(lengths, 76))) == (5, 4)
-    assert len(plan_packs(lengths, 76, "best_fit_decreasing")) == 4
+    assert len(plan_packs(lengths, 76)) == 4
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(60, 300), st.integers(2, 40))
+def test_exact_filling_loses_nothing_and_saves_packs(seed: int, capacity: int, shortest: int) -> None:
+    """Without short sequences to fill gaps, best fit leaves gaps everywhere."""
+    longest = max(shortest, capacity // 2)
+    lengths = np.random.default_rng(seed).integers(shortest, longest + 1, 2000)
+    counts = np.bincount(lengths)
+    filler = ExactFill(counts, capacity, seed)
+    found = np.zeros(capacity + 1, np.int64)
+    for pattern in filler.patterns():
+        assert sum(length * number for length, number in pattern.each.items()) <= capacity
+        for length, number in pattern.each.items():
+            found[length] += pattern.packs * number
+    assert ((found + filler.left)[: len(counts)] == counts).all()
+    assert filler.left @ np.arange(capacity + 1) <= 8 * capacity
+
+
+def test_packs_are_filled_to_the_last_token_where_best_fit_leaves_gaps() -> None:
+    lengths = np.random.default_rng(0).normal(350, 110, 7473).clip(165, 1088).astype(int)
+    fewest = -(-int(lengths.sum()) // 2048)
+    assert len(plan_packs(lengths, 2048, "best_fit_decreasing")) > 1.005 * fewest
+    assert len(plan_packs(lengths, 2048)) <= 1.002 * fewest
 
 
 def test_the_seed_decides_the_order_of_packs_and_who_stands_for_a_length() -> None:
