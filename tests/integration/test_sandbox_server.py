@@ -184,7 +184,14 @@ def test_zygote_that_dies_is_replaced() -> None:
         wait_for(lambda: running.client.execute("print(1)").stdout == "1\n")
 
 
+def of_the_sandbox() -> set[int]:
+    """Return all processes that a zygote has forked, whoever their parent is."""
+    found = psutil.process_iter(["cmdline"])
+    return {process.pid for process in found if any("zygote.py" in w for w in process.info["cmdline"] or ())}
+
+
 def test_without_isolation_it_refuses_unless_told(tmp_path: Path) -> None:
+    before = of_the_sandbox()
     argv = [sys.executable, "-c", LOCKED_UP, str(SERVER)]
     refused = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
@@ -206,10 +213,15 @@ def test_without_isolation_it_refuses_unless_told(tmp_path: Path) -> None:
         daemon = "import os, time\nif not os.fork():\n  os.setsid(); time.sleep(600)\nprint('left')"
         assert client.execute(daemon).stdout == "left\n"
         assert client.execute("x = 3", "s").ok and client.execute("x", "s").stdout == "3\n"
+        assert client.execute("import os, time\nif not os.fork(): time.sleep(600)", "s").ok
+        assert len(of_the_sandbox() - before) >= 4
         client.close_session("s")
-        wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 1)
+        wait_for(lambda: len(of_the_sandbox() - before) == 1)
+        assert client.execute("1", "left").ok
+        process.kill()
+        wait_for(lambda: of_the_sandbox() <= before)
     finally:
-        process.terminate()
+        process.kill()
         assert "NOT ISOLATED" in process.communicate(timeout=30)[1]
     assert not list(tmp_path.iterdir())
 

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # run by its path: this package need not be installe
     sys.path.insert(0, _PACKAGES)
 
 from nemo_skills.code_execution.box import files, isolation, kernel  # noqa: E402
+from nemo_skills.code_execution.box.family import Family  # noqa: E402
 from nemo_skills.code_execution.box.keeper import Keeper  # noqa: E402
 from nemo_skills.code_execution.box.limits import BoxOrder, Limits  # noqa: E402
 from nemo_skills.code_execution.box.program import send  # noqa: E402
@@ -63,7 +64,8 @@ def _box(order: BoxOrder, channel: socket.socket) -> None:
     """Be the watchdog of a box; does not return."""
     code = 1
     try:
-        kernel.die_with(os.getppid())
+        if order.isolated:
+            kernel.die_with(os.getppid())
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if order.isolated:
@@ -84,11 +86,14 @@ def _box(order: BoxOrder, channel: socket.socket) -> None:
 def _watch(order: BoxOrder, channel: socket.socket) -> None:
     """Start the keeper; kill it when the server lets go."""
     lives, held = os.pipe()
+    if not order.isolated:
+        kernel.adopt_orphans()  # no namespace ends with the keeper
+    watchdog = os.getpid()
     keeper = os.fork()
     if keeper == 0:
         try:
             os.close(lives)
-            kernel.die_with(0 if order.isolated else os.getppid())
+            kernel.die_with(0 if order.isolated else watchdog)
             if order.isolated:
                 files.build_root(order, isolation.program_uid(order))
             isolation.settle(order)
@@ -103,6 +108,8 @@ def _watch(order: BoxOrder, channel: socket.socket) -> None:
     poll.poll()
     os.kill(keeper, signal.SIGKILL)
     os.waitpid(keeper, 0)
+    if not order.isolated:
+        Family(order).kill()
 
 
 def _say(channel: socket.socket, error: Exception) -> None:
