@@ -1,6 +1,7 @@
 """Every way to spread a run over processes gives the losses and gradients of a single process."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,12 @@ def test_four_processes(runs: Runs) -> None:
         ("qwen3", "tp-fsdp"): {TP: 2},
         ("llama", "cp4"): {CP: 4},
         ("qwen3", "tp-cp"): {TP: 2, CP: 2},
+        # goes on from the checkpoint of a single process
+        ("qwen3", "moved"): {TP: 2, FSDP: False},
     }
+    moved = runs.output("qwen3", "moved")
+    shutil.copytree(runs.output("qwen3", "one"), moved)
+    shutil.rmtree(moved / f"checkpoints/step={STEPS}")
     runs.spread(4, cases)
-    for (kind, name), share in zip(cases, (1 / 4, 1 / 4, 1 / 4, 1 / 4), strict=True):
+    for (kind, name), share in zip(cases, (1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2), strict=True):
         runs.check(kind, name, share)

@@ -1,6 +1,8 @@
 """Parts of the training engine against closed forms and plain implementations."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +67,13 @@ def numbers(micro_batches: Sequence[Any]) -> list[int]:
 def test_wrong_settings(wrong: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         compose(SftConfig, [*REQUIRED, wrong])
+
+
+def test_the_main_is_imported_without_torch() -> None:
+    heavy = {"torch", "transformers", "numpy"}
+    code = f"import sys, nemo_skills.training.start_sft; print({heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
 
 
 def test_time_and_missing_settings() -> None:
