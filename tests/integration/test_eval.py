@@ -256,7 +256,7 @@ def test_scores_on_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tests.unit.test_results import report, save
+    from tests.unit.test_results import graded, report, save
 
     save(weird_tmp_path / "on the cluster", report("gsm8k", 12.5))
     monkeypatch.setenv("PATH", login.env["PATH"])
@@ -270,6 +270,12 @@ def test_scores_on_a_cluster(
     config.write_text(yaml.safe_dump(settings))
     assert cli.main(["summarize_results", f"{weird_tmp_path}/on*", f"--cluster={config}"]) == 0
     assert "12.50" in capsys.readouterr().out
+
+    graded(weird_tmp_path / "old", "rw")
+    graded(weird_tmp_path / "new", "rr")
+    folders = [str(weird_tmp_path / name) for name in ("old", "new")]
+    assert cli.main(["compare", *folders, f"--cluster={config}"]) == 0
+    assert "+50.00" in capsys.readouterr().out
 
 
 def test_programs_are_graded_beside_a_sandbox(here: Here) -> None:
