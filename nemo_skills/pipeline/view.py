@@ -1,13 +1,11 @@
 """`ns view`: a local web page to read generations."""
 
-import subprocess
-import sys
+import importlib
 
-from nemo_skills.core.errors import JobFailedError
 from nemo_skills.pipeline.options import ViewOptions
 from nemo_skills.pipeline.wrapper import wrapper
 
-MAIN = "nemo_skills.evaluation.viewer"
+VIEWER = "nemo_skills.evaluation.viewer.server"
 
 
 @wrapper()
@@ -16,14 +14,5 @@ def view(own: ViewOptions) -> None:
 
     Nothing is loaded into memory but the rows on the page; Ctrl-C ends it.
     """
-    flags = [f"--port={own.port}", *(["--browser"] if own.browser else [])]
-    argv = [sys.executable, "-m", MAIN, *flags, "--", *own.folders]
-    with subprocess.Popen(argv) as server:
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            # it got the signal too
-            server.wait()
-            raise
-    if code:
-        raise JobFailedError("the viewer ended early", exit_code=code)
+    viewer = importlib.import_module(VIEWER)
+    viewer.serve_folders(own.folders, port=own.port, browser=own.browser)

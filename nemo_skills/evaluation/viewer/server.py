@@ -1,14 +1,11 @@
-"""Serve the pages: `python -m nemo_skills.evaluation.viewer DIR…`; `ns view` starts it."""
+"""Serves the pages until it is stopped."""
 
-import argparse
 import asyncio
-import contextlib
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.script import run_script
 from nemo_skills.evaluation.viewer.app import make_app
 from nemo_skills.evaluation.viewer.runs import OutputFile, find_files
 
@@ -40,16 +37,15 @@ async def serve(files: Sequence[OutputFile], port: int, *, browser: bool) -> Non
         await runner.cleanup()
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m nemo_skills.evaluation.viewer", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--browser", action="store_true", help="open the page in the browser")
-    args = parser.parse_args()
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(serve(find_files(args.folders), args.port, browser=args.browser))
+def serve_folders(folders: Sequence[str], *, port: int = 0, browser: bool = False) -> None:
+    """Serve what lies in folders until Ctrl-C.
 
+    Args:
+        folders: folders with JSONL files, or such files.
+        port: 0 for any free one.
+        browser: open the page in the browser.
 
-if __name__ == "__main__":
-    run_script(main)
+    Raises:
+        UserError: there is nothing to show, the port is taken, or a library is missing.
+    """
+    asyncio.run(serve(find_files([Path(folder) for folder in folders]), port, browser=browser))
