@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from nemo_skills.examples import tiny_model
 from nemo_skills.pipeline import cli, train
-from tests.integration.slurm_jobs import SlurmUser
+from nemo_skills.training.metrics_log import read_metrics
+from tests.integration.slurm_jobs import FINAL, SlurmUser
 from tests.services.process import wait_until
 
 pytestmark = pytest.mark.service("slurm")
 STAND_IN = Path(__file__).with_name("stand_in_sft.py")
+ANSWER = "\\boxed{18}"
 
 
 @pytest.fixture
@@ -76,3 +79,64 @@ def test_processes_on_two_nodes_stop_together(user: SlurmUser) -> None:
     log = (user.workspace / "out/training-logs/t-main.log").read_text()
     assert log.count("world 4") == 4, log
     assert states == {"t": "FAILED", "t-part2": "COMPLETED", "t-average": "COMPLETED"}, log
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def logged_steps(user: SlurmUser) -> list[int]:
+    return [entry.step for entry in read_metrics(user.workspace / "out" / "training" / "metrics.jsonl")]
+
+
+@pytest.mark.service("train")
+@pytest.mark.service("hf")
+def test_real_training_in_three_jobs_and_an_evaluation(
+    slurm_user: SlurmUser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model learns to answer 18 to everything, which every other question of a benchmark wants."""
+    user = slurm_user
+    tiny_model.build(user.workspace / "model")
+    questions = [f"What is {a} plus {b}?" for a in range(8) for b in range(8)]
+    rows = [{"messages": [said("user", q), said("assistant", ANSWER)]} for q in questions]
+    (user.workspace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = user.workspace / "data" / "gsm8k" / "test.jsonl"
+    benchmark.parent.mkdir(parents=True)
+    expected = [{"problem": q, "expected_answer": str(18 + i % 2)} for i, q in enumerate(questions[:8])]
+    benchmark.write_text("".join(json.dumps(row) + "\n" for row in expected))
+    cluster = (f"--cluster={user.config()}", "--not_exclusive")
+
+    words = ["--num_training_jobs=3", "--expname=t"]
+    words += [f"--hf_model={user.path('model')}", f"--training_data={user.path('rows.jsonl')}"]
+    words += ["++model.data.train_ds.global_batch_size=16", "++model.optim.lr=3e-3"]
+    words += ["++trainer.sft.max_epochs=99", "++trainer.sft.max_steps=40", "++trainer.sft.save_interval=20"]
+    assert (
+        cli.main(["train", *cluster, f"--output_dir={user.path('out')}", "--average_steps=20,40", *words])
+        == 0
+    )
+    words = [f"--model={user.path('out')}/model-averaged-hf", "--server_type=hf", "--benchmarks=gsm8k"]
+    words += [f"--data_dir={user.path('data')}", f"--output_dir={user.path('scores')}"]
+    words += [
+        "--run_after=t",
+        "--expname=e",
+        "++inference.tokens_to_generate=24",
+    ]
+    assert cli.main(["eval", *cluster, *words]) == 0
+
+    # the time limits of the first two jobs come soon after they have begun to train
+    for job in ("t", "t-part2"):
+        before = len(logged_steps(user))
+        wait_until(f"{job} trains", lambda before=before: len(logged_steps(user)) > before + 2, 240)
+        user.warn(user.ids("t")[job])
+        wait_until(f"{job} ends", lambda job=job: user.state(user.ids("t")[job]) in FINAL, 60)
+    assert user.wait("t", timeout_s=200) == {
+        "t": "FAILED",
+        "t-part2": "FAILED",
+        "t-part3": "COMPLETED",
+        "t-average": "COMPLETED",
+    }
+    assert logged_steps(user) == list(range(1, 41))
+    assert set(user.wait("e", timeout_s=200).values()) == {"COMPLETED"}
+    capsys.readouterr()
+    assert cli.main(["summarize_results", str(user.workspace / "scores")]) == 0
+    assert "50.00" in capsys.readouterr().out
