@@ -35,7 +35,9 @@ class Verdicts(RowFilter):
 
     def reject(self, row: Row) -> str | None:
         """Reject by verdict, which is the reason."""
-        verdict = graded(row, self.verdict_key)
+        verdict = row.get(self.verdict_key)
+        if type(verdict) is not str:
+            verdict = graded(row, self.verdict_key)
         return None if verdict in self.keep else verdict
 
 

@@ -22,11 +22,12 @@ class ReadGenerations(RowMap):
     def change(self, row: Row) -> Row | list[Row] | None:
         """Return the row, or one for each answer where `generation` is a list."""
         renamed = self._renamed(row) if self.rename else row
-        key_text(renamed, self.problem_key)
-        if self.generation_key not in renamed:
-            key_text(renamed, self.generation_key)
-        generation = renamed[self.generation_key]
-        if generation in (None, "", []):
+        if renamed.get(self.problem_key) is None:
+            key_text(renamed, self.problem_key)
+        generation = renamed.get(self.generation_key)
+        if not generation:
+            if self.generation_key not in renamed:
+                key_text(renamed, self.generation_key)
             raise DropRow("empty generation")
         if self.generation_key != "generation":
             renamed = {k: v for k, v in renamed.items() if k != self.generation_key} | {

@@ -1,8 +1,13 @@
 """Running one step over some rows, and counting what it does with them."""
 
 import functools
+import itertools
 import traceback
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
+
+import orjson
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.training.data_preparation_utils.base import (
@@ -26,14 +31,26 @@ _NO_SPLIT = HASH_LIMIT - 1
 class Item:
     """A row on its way through the steps."""
 
-    __slots__ = ("order", "raw", "row", "split")
+    __slots__ = ("group", "order", "raw", "row", "split")
 
-    def __init__(self, order: int, row: Row, raw: bytes | None, split: int = _NO_SPLIT) -> None:
+    def __init__(
+        self, order: int, row: Row, raw: bytes | None, split: int = _NO_SPLIT, group: bytes = b""
+    ) -> None:
         self.order = order
         self.row = row
         self.raw = raw
         """The row's text, as long as nothing has changed it."""
         self.split = split
+        self.group = group
+        """What rows of the same group have in common; they stand next to each other."""
+
+    def text(self) -> bytes:
+        """Return the row as JSON."""
+        return orjson.dumps(self.row) if self.raw is None else self.raw
+
+    def child(self, number: int, row: Row) -> "Item":
+        """Return a row that was made from this one."""
+        return Item(self.order + number, row, None, self.split, self.group)
 
 
 class Step(NamedTuple):
@@ -115,33 +132,44 @@ def _map_rows(processor: RowMap, items: list[Item], counting: _Counting) -> list
             continue
         if isinstance(changed, list):
             counting.stats.created += len(changed) - 1
-            kept += [Item(item.order + i, row, None, item.split) for i, row in enumerate(changed)]
+            kept += [item.child(i, row) for i, row in enumerate(changed)]
         else:
-            kept.append(item if changed is None else Item(item.order, changed, None, item.split))
+            kept.append(item if changed is None else item.child(0, changed))
     return kept
 
 
 @_run.register
-def _filter_group(processor: GroupFilter, items: list[Item], counting: _Counting) -> list[Item]:
-    kept = []
-    for item, reason in zip(items, processor.reject([item.row for item in items]), strict=True):
-        if reason is None:
-            kept.append(item)
-        else:
-            counting.stats.drop(reason, item.order, item.row)
+def _filter_groups(processor: GroupFilter, items: list[Item], counting: _Counting) -> list[Item]:
+    kept: list[Item] = []
+    for group in _groups(items, counting):
+        reasons = processor.reject([item.row for item in group])
+        for item, reason in zip(group, reasons, strict=True):
+            if reason is None:
+                kept.append(item)
+            else:
+                counting.stats.drop(reason, item.order, item.row)
     return kept
 
 
 @_run.register
-def _map_group(processor: GroupMap, items: list[Item], counting: _Counting) -> list[Item]:
-    rows, fates = processor.combine([item.row for item in items])
-    for item, reason in zip(items, fates, strict=True):
-        if reason is not None:
-            counting.stats.drop(reason, item.order, item.row)
-    counting.stats.merged += sum(reason is None for reason in fates)
-    counting.stats.created += len(rows)
-    first = items[0]
-    return [Item(first.order + i, row, None, first.split) for i, row in enumerate(rows)]
+def _map_groups(processor: GroupMap, items: list[Item], counting: _Counting) -> list[Item]:
+    made: list[Item] = []
+    for group in _groups(items, counting):
+        rows, fates = processor.combine([item.row for item in group])
+        for item, reason in zip(group, fates, strict=True):
+            if reason is not None:
+                counting.stats.drop(reason, item.order, item.row)
+        counting.stats.merged += sum(reason is None for reason in fates)
+        counting.stats.created += len(rows)
+        made += [group[0].child(i, row) for i, row in enumerate(rows)]
+    return made
+
+
+def _groups(items: list[Item], counting: _Counting) -> Iterator[list[Item]]:
+    for _, members in itertools.groupby(items, attrgetter("group")):
+        group = list(members)
+        counting.order = group[0].order
+        yield group
 
 
 @_run.register

@@ -24,7 +24,7 @@ class Deduplicate(GroupFilter):
         seen: set[tuple[str, ...]] = set()
         reasons: list[str | None] = []
         for row in rows:
-            parts = tuple(self._normal(as_text(row.get(field))) for field in self.fields)
+            parts = tuple([self._normal(as_text(row.get(field))) for field in self.fields])
             reasons.append("duplicate" if parts in seen else None)
             seen.add(parts)
         return reasons

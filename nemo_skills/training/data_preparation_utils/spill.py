@@ -46,9 +46,8 @@ class RunWriter:
         self._headers: list[list[bytes]] = [[] for _ in range(parts)]
         self._texts: list[list[bytes]] = [[] for _ in range(parts)]
 
-    def put(self, part: int, record: Record) -> None:
+    def put(self, part: int, order: int, split: int, group: bytes, raw: bytes) -> None:
         """Add a record."""
-        order, split, group, raw = record
         self._headers[part].append(HEADER.pack(order, split, group, len(raw)))
         self._texts[part].append(raw)
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -12,7 +12,6 @@ import orjson
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import BadRowError, Block, parse_row
 from nemo_skills.training.data_preparation_utils.base import (
-    HASH_LIMIT,
     GroupMap,
     GroupProcessor,
     RowMap,
@@ -31,6 +30,7 @@ from nemo_skills.training.data_preparation_utils.spill import HEADER, Record, Ru
 from nemo_skills.training.data_preparation_utils.stats import StepStats, Tally
 
 _NO_GROUP = bytes(16)
+_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,38 @@ class Router:
     end: int | None = None
     """An order that no row reaches; None where tasks come in order, so that there is one part."""
 
-    def part_of(self, item: Item) -> tuple[int, int, bytes]:
-        """Return part, order and group."""
-        if self.key is not None:
-            text = key_text(item.row, self.key).encode("utf-8", "surrogatepass")
-            group = blake2b(text, digest_size=16).digest()
-            return self._scaled(int.from_bytes(group[:8], "big"), HASH_LIMIT), item.order, group
-        if self.shuffle is not None:
-            salt = self.shuffle.seed.to_bytes(8, "big", signed=True)
-            number = blake2b(item.order.to_bytes(8, "big"), digest_size=8, key=salt).digest()
-            order = int.from_bytes(number, "big")
-            return self._scaled(order, HASH_LIMIT), order, _NO_GROUP
-        return 0 if self.end is None else self._scaled(item.order, self.end), item.order, _NO_GROUP
+    def send(self, items: Iterable[Item], writer: RunWriter) -> None:
+        """Hand rows on.
 
-    def _scaled(self, number: int, limit: int) -> int:
-        return min(number * self.spill.parts // limit, self.spill.parts - 1)
+        Raises:
+            RowProblemError: a row lacks the key to group by.
+        """
+        if self.key is not None:
+            self._by_group(self.key, items, writer)
+        elif self.shuffle is not None:
+            self._by_lot(self.shuffle.seed, items, writer)
+        else:
+            for item in items:
+                part = 0 if self.end is None else item.order * self.spill.parts // self.end
+                writer.put(part, item.order, item.split, _NO_GROUP, item.text())
+
+    def _by_group(self, key: str, items: Iterable[Item], writer: RunWriter) -> None:
+        parts = self.spill.parts
+        for item in items:
+            try:
+                text = key_text(item.row, key)
+            except UserError as error:
+                raise RowProblemError(str(error), f"grouping by '{key}'", item.order) from None
+            group = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            part = int.from_bytes(group[:8], "big") * parts >> 64
+            writer.put(part, item.order, item.split, group, item.text())
+
+    def _by_lot(self, seed: int, items: Iterable[Item], writer: RunWriter) -> None:
+        parts, salt = self.spill.parts, seed.to_bytes(8, "big", signed=True)
+        for item in items:
+            lot = blake2b(item.order.to_bytes(8, "big"), digest_size=8, key=salt).digest()
+            order = int.from_bytes(lot, "big")
+            writer.put(order * parts >> 64, order, item.split, _NO_GROUP, item.text())
 
 
 class Result(NamedTuple):
@@ -123,10 +140,13 @@ class Worker:
         for record in self.source.read(part):
             groups[record.group].append(record)
             rows, size = rows + 1, size + HEADER.size + len(record.raw)
+        items: list[Item] = []
         while groups:  # what is done needs no memory any more
-            group = groups.pop(next(iter(groups)))
-            items = [Item(r.order, orjson.loads(r.raw), r.raw, r.split) for r in group]
-            self._finish(work, self._through(work, items))
+            _, group = groups.popitem()
+            items += [Item(r.order, orjson.loads(r.raw), r.raw, r.split, r.group) for r in group]
+            if len(items) >= _BATCH or not groups:
+                self._finish(work, self._through(work, items))
+                items = []
         return self._result(work, rows, size)
 
     def _work(self) -> "_Work":
@@ -138,20 +158,31 @@ class Worker:
 
     def _parsed(self, work: "_Work", block: Block) -> list[Item]:
         stats = work.tally.steps[0]
-        items: list[Item] = []
-        for index, raw in enumerate(block.rows):
-            order = (block.position + index) * CHILDREN
-            try:
-                row = parse_row(block.path, block.line(index))
-            except BadRowError as error:
-                if not self.skip_bad_rows:
-                    raise
-                stats.drop("not a JSON object", order, {"line": f"{error}"})
-                continue
-            items.append(Item(order, row, raw))
+        first = block.position * CHILDREN
+        try:
+            rows = list(map(orjson.loads, block.rows))
+            good = all(type(row) is dict for row in rows)
+        except orjson.JSONDecodeError:
+            good = False
+        if good:
+            orders = range(first, first + len(rows) * CHILDREN, CHILDREN)
+            items = list(map(Item, orders, rows, block.rows))
+        else:
+            items = list(self._parsed_one_by_one(block, stats))
         stats.rows_in += len(block.rows)
         stats.rows_out += len(items)
         return items
+
+    def _parsed_one_by_one(self, block: Block, stats: StepStats) -> Iterator[Item]:
+        """Find the row that is no good."""
+        for index, raw in enumerate(block.rows):
+            line = block.line(index)
+            try:
+                yield Item(line.position * CHILDREN, parse_row(block.path, line), raw)
+            except BadRowError as error:
+                if not self.skip_bad_rows:
+                    raise
+                stats.drop("not a JSON object", line.position * CHILDREN, {"line": f"{error}"})
 
     def _through(self, work: "_Work", items: list[Item]) -> list[Item]:
         for step in self.stage.steps:
@@ -160,18 +191,11 @@ class Worker:
             items = run_step(step, work.tally, items)
         return items
 
-    def _finish(self, work: "_Work", items: Iterable[Item]) -> None:
+    def _finish(self, work: "_Work", items: list[Item]) -> None:
         """Hand rows on to the next stage."""
-        put, part_of, last = work.writer.put, self.router.part_of, self.router.key is None
-        for item in items:
-            try:
-                part, order, group = part_of(item)
-            except UserError as error:
-                raise RowProblemError(str(error), f"grouping by '{self.router.key}'", item.order) from None
-            raw = orjson.dumps(item.row) if item.raw is None else item.raw
-            put(part, Record(order, item.split, group, raw))
-            if last:
-                note_lengths(work.tally, item.row)
+        self.router.send(items, work.writer)
+        if self.router.key is None:
+            note_lengths(work.tally, [item.row for item in items])
 
 
 class _Work(NamedTuple):

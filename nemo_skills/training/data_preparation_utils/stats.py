@@ -1,6 +1,7 @@
 """What happened to the rows at each step; the parts that several processes count add up."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import Any, NamedTuple
@@ -39,7 +40,6 @@ class StepStats:
         """Count a row that is dropped."""
         self.dropped[reason] += 1
         kept = self.examples.setdefault(reason, [])
-        # rows of one task come nearly in order: those that count are the first ones
         if len(kept) < _EXAMPLES or order < kept[-1].order:
             kept.append(Example(order, {key: _shortened(value) for key, value in row.items()}))
             kept.sort(key=lambda example: example.order)
@@ -77,12 +77,13 @@ class Histogram:
     total: int = 0
     longest: int = 0
 
-    def note(self, length: int) -> None:
-        """Count one length."""
-        self.bins[_bin(length)] += 1
-        self.count += 1
-        self.total += length
-        self.longest = max(self.longest, length)
+    def note(self, lengths: Sequence[int]) -> None:
+        """Count lengths."""
+        for length, count in Counter(lengths).items():
+            self.bins[_bin(length)] += count
+        self.count += len(lengths)
+        self.total += sum(lengths)
+        self.longest = max(self.longest, max(lengths))
 
     def add(self, other: "Histogram") -> None:
         """Add what another process has counted."""
@@ -127,11 +128,10 @@ class Tally:
     """The smallest numbers that a split has given to problems, `wanted` of them."""
     wanted: int = 0
 
-    def note_length(self, what: str, length: int) -> None:
-        """Count the length of something in the output."""
-        if what not in self.lengths:
-            self.lengths[what] = Histogram()
-        self.lengths[what].note(length)
+    def note_lengths(self, what: str, lengths: Sequence[int]) -> None:
+        """Count the lengths of something in the output."""
+        if lengths:
+            self.lengths.setdefault(what, Histogram()).note(lengths)
 
     def add(self, other: "Tally") -> None:
         """Add what another process has counted."""
