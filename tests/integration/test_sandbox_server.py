@@ -276,6 +276,7 @@ def _row(**fields: str) -> dict[str, str]:
         ("import sys; sys.exit(0)", "incorrect", None),
         ("import os; os._exit(0)", "incorrect", None),
         ("def f(x): return", "incorrect", None),
+        ("", "no_answer", {"passing_base_tests": 0, "passing_plus_tests": 0}),
     ],
 )
 def test_grades_of_functions(client: Sandbox, body: str, verdict: str, scores: dict[str, int] | None) -> None:

@@ -81,7 +81,8 @@ class CodeGrader:
         """Run the tests of a row."""
         code = extract_code(str(row[self._options.generation_key] or ""))
         if code is None:
-            return Grade(verdict=Verdict.no_answer)
+            scores = dict.fromkeys(self._suites(row), 0)
+            return Grade(verdict=Verdict.no_answer, details={"scores": scores} if scores else {})
         if "tests" in row:
             return self._contest(row, code)
         if "test" in row:
@@ -89,18 +90,22 @@ class CodeGrader:
         raise ValueError("the row has no tests: neither 'test' nor 'tests'")
 
     def _assertions(self, row: Mapping[str, Any], code: str) -> Grade:
-        suites = {"passing_base_tests": row["test"]}
-        if row.get("plus_test") and self._options.tests == "all":
-            suites["passing_plus_tests"] = row["plus_test"]
         scores: dict[str, int] = {}
         verdict, details = Verdict.correct, dict[str, Any]()
-        for name, test in suites.items():
+        for name, test in self._suites(row).items():
             if verdict is Verdict.correct:
                 verdict, details = self._suite(row, code, test)
             scores[name] = int(verdict is Verdict.correct)
         if verdict.counts:
             details = {"scores": scores, **details}
         return Grade(verdict=verdict, predicted_answer=code, details=details)
+
+    def _suites(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Return assertions by the name of their score."""
+        suites = {"passing_base_tests": row.get("test"), "passing_plus_tests": row.get("plus_test")}
+        if self._options.tests == "base":
+            del suites["passing_plus_tests"]
+        return {name: test for name, test in suites.items() if test}
 
     def _suite(self, row: Mapping[str, Any], code: str, test: str) -> tuple[Verdict, dict[str, Any]]:
         # a program that ends early, on purpose or not, does not know the code that says that all went well
