@@ -191,6 +191,17 @@ def test_what_a_user_gets_wrong(model: Path, rows: Path, tmp_path: Path) -> None
             train_here(args)
 
 
+def test_long_rows_are_cut(model: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from nemo_skills.training.engine.samples import one_document, open_samples
+    from nemo_skills.training.tokenise import load_tokenizer
+
+    config = compose_sft([*sft_args(model, rows, tmp_path), "++model.data.train_ds.max_seq_length=50"])
+    samples = open_samples(config.model.data.train_ds, load_tokenizer(str(model)), one_document)
+    # the last token is no input
+    assert max(len(samples[i][0].input_ids) for i in range(len(samples))) == 49
+    assert caplog.text.count("tokens are cut to 50") == 1
+
+
 def test_combinations_that_are_silently_wrong_are_refused(tmp_path: Path, model: Path, rows: Path) -> None:
     import torch
     from transformers import AutoConfig

@@ -1,149 +1,23 @@
 """Rows and packs to micro-batches: padding-free sequences of documents, in an order that can be resumed."""
 
-import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import Line, iter_lines, parse_row
 from nemo_skills.training.config import DatasetConfig
 from nemo_skills.training.engine.attention import Layout, own_part
 from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.engine.parallel import Topology
-from nemo_skills.training.tokenise import Example, tokenise
+from nemo_skills.training.engine.samples import Document, Samples, document, open_samples
 
-Tokens = npt.NDArray[np.int64]
-_COMPRESSED = (".gz", ".zst")
-
-
-class Document(NamedTuple):
-    """Tokens that see each other, and for each the token that should come next, or `IGNORED`."""
-
-    input_ids: Tokens
-    targets: Tokens
-
-
-def document(input_ids: npt.ArrayLike, loss_mask: npt.ArrayLike, limit: int | None = None) -> Document:
-    """Return the document of some tokens, of which those in the mask are to be learned."""
-    ids = np.asarray(input_ids, dtype=np.int64)[:limit]
-    learned = np.asarray(loss_mask, dtype=bool)[:limit]
-    return Document(ids[:-1], np.where(learned[1:], ids[1:], IGNORED))
-
-
-class Samples(Protocol):
-    """What is shuffled and counted: rows, or packs of rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sequence[Document]: ...
-
-
-TokeniseRow = Callable[[Mapping[str, Any], Any], Sequence[Example]]
-"""Makes documents of a row, with a tokenizer."""
-
-
-class RowSamples:
-    """Rows of JSONL files, tokenised when they are needed."""
-
-    def __init__(
-        self, paths: Sequence[Path], tokenise_row: TokeniseRow, tokenizer: Any, max_length: int
-    ) -> None:
-        self._files = [_LineIndex(path) for path in paths]
-        self._ends = np.cumsum([len(file) for file in self._files])
-        self._tokenise, self._tokenizer = tokenise_row, tokenizer
-        self._max_length = max_length
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Sequence[Document]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        line = self._files[which].line(index - (int(self._ends[which - 1]) if which else 0))
-        try:
-            examples = self._tokenise(parse_row(line.path, line), self._tokenizer)
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if text.startswith(str(line.path)) else f"{line.place}: {text}") from None
-        if any(len(example.input_ids) < 2 for example in examples):
-            raise UserError(f"{line.place}: a row needs at least two tokens.")
-        return tuple(document(ids, mask, self._max_length) for ids, mask in examples)
-
-
-class _LineIndex:
-    """Random access to the lines of a file; a compressed one is held in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: list[Line] = []
-        self._starts = self._numbers = np.empty(0, np.int64)
-        if path.suffix in _COMPRESSED:
-            self._held = list(iter_lines(path))
-        elif path.stat().st_size:
-            with path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            text = np.frombuffer(self._data, np.uint8)
-            ends = np.append(np.flatnonzero(text == ord("\n")), len(text))
-            starts = np.concatenate(([0], ends[:-1] + 1))
-            # blank lines are no rows; what else may be blank shows when it is read
-            self._numbers = np.flatnonzero(ends - starts > 1)
-            self._starts, self._ends = starts[self._numbers], ends[self._numbers]
-
-    def __len__(self) -> int:
-        return len(self._held) or len(self._starts)
-
-    def line(self, index: int) -> Line:
-        if self._held:
-            return self._held[index]
-        raw = self._data[self._starts[index] : self._ends[index]].strip()
-        return Line(index, int(self._numbers[index]) + 1, raw, self._path)
-
-
-class PackedSamples:
-    """Packs of a packed file, memory-mapped."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        from nemo_skills.training.packed_files import PackedReader
-
-        self._packs = [PackedReader(path) for path in paths]
-        self._ends = np.cumsum([len(packs) for packs in self._packs])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Sequence[Document]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        pack = self._packs[which][index - (int(self._ends[which - 1]) if which else 0)]
-        return tuple(document(ids, mask) for ids, mask in pack)
-
-
-def one_document(row: Mapping[str, Any], tokenizer: Any) -> Sequence[Example]:
-    """Return the only document of a row of supervised fine-tuning."""
-    return (tokenise(row, tokenizer),)
-
-
-def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRow = one_document) -> Samples:
-    """Open the files of a dataset.
-
-    Raises:
-        UserError: a file is missing, or packed and not said to be so.
-    """
-    if config.packed_sequence:
-        return PackedSamples([Path(name).expanduser() for name in config.files])
-    from nemo_skills.core.jsonl import InputFiles
-
-    for name in config.files:
-        if name.endswith(".npy"):
-            raise UserError(f"{name} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
-    paths = [path for name in config.files for path in InputFiles.find(name).paths]
-    return RowSamples(paths, tokenise_row, tokenizer, config.max_seq_length)
+__all__ = ["Batches", "MicroBatch", "check_batch", "collate", "document", "open_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,13 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import DatasetConfig, ScheduleConfig, TrainingConfig, as_dict
 from nemo_skills.training.engine import parallel
 from nemo_skills.training.engine.checkpoint import Checkpoints, Training
-from nemo_skills.training.engine.data import Batches, TokeniseRow, open_samples
+from nemo_skills.training.engine.data import Batches
 from nemo_skills.training.engine.loop import Objective, Run, Trainer
 from nemo_skills.training.engine.model import build_model, find_model
 from nemo_skills.training.engine.optimiser import build_optimiser
 from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcome, write_outcome
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.engine.samples import RowSamples, TokeniseRow, open_samples
 from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
 from nemo_skills.training.tokenise import load_tokenizer
 
@@ -67,6 +68,8 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
 
     def opened(dataset: DatasetConfig) -> Batches:
         samples = open_samples(dataset, tokenizer, task.tokenise_row)
+        if topology.is_main and isinstance(samples, RowSamples):
+            samples.check()
         return task.batches(samples, dataset, topology, model_config.seed)
 
     data = model_config.data
@@ -80,7 +83,7 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
         source=source,
         export_dtype=torch.bfloat16 if bf16 else torch.float32,
     )
-    return Run(
+    run = Run(
         topology=topology,
         training=training,
         objective=task.build_objective(Place(source=source, topology=topology, bf16=bf16)),
@@ -91,6 +94,12 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
         optim=model_config.optim,
         bf16=bf16,
     )
+    LOG.info(
+        "%s weights, %s rows or packs, %s steps of %s; processes: %s data x %s context x %s tensor parallel",
+        f"{sum(p.numel() for p in model.parameters()):,}", f"{batches.rows:,}", run.total_steps,
+        batches.global_size, topology.dp, topology.cp, topology.tp,
+    )  # fmt: skip
+    return run
 
 
 def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:

@@ -7,11 +7,12 @@ import torch
 
 from nemo_skills.training.config import SftConfig
 from nemo_skills.training.engine import job
-from nemo_skills.training.engine.data import Batches, MicroBatch, one_document
+from nemo_skills.training.engine.data import Batches, MicroBatch
 from nemo_skills.training.engine.job import Place, Task
 from nemo_skills.training.engine.loop import Run
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.engine.samples import one_document
 
 
 def train_sft(config: SftConfig, stop: StopFlag) -> bool:
