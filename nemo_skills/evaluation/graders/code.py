@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.hydra import opt
 from nemo_skills.evaluation.graders.programs import (
+    assertion_program,
     call_program,
     contest_program,
     extract_code,
     same_output,
     same_value,
-    assertion_program,
 )
 from nemo_skills.evaluation.verdicts import Grade, Verdict
 
