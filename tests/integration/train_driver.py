@@ -13,16 +13,29 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from nemo_skills.core.hydra import compose
+from nemo_skills.training.config import SftConfig, TrainingConfig
+from nemo_skills.training.dpo_config import DpoConfig
 from nemo_skills.training.engine import parallel
-from nemo_skills.training.engine.job import build_run, go_on
+from nemo_skills.training.engine.dpo import dpo_task
+from nemo_skills.training.engine.job import Task, build_run, go_on
 from nemo_skills.training.engine.outcome import StopFlag
-from tests.integration.train_runs import compose_task
+from nemo_skills.training.engine.sft import sft_task
+
+
+def composed(args: list[str], algorithm: str) -> tuple[TrainingConfig, Task]:
+    """Return the configuration of a main, and its task."""
+    if algorithm == "dpo":
+        preferences = compose(DpoConfig, args)
+        return preferences, dpo_task(preferences)
+    config = compose(SftConfig, args)
+    return config, sft_task(config)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        config, task = compose_task(case["args"], case.get("algorithm", "sft"))
+        config, task = composed(case["args"], case.get("algorithm", "sft"))
         topology = parallel.start(config.model, config.trainer)
         run = build_run(config, task, topology)
         shares = {

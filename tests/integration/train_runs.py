@@ -7,14 +7,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nemo_skills.core.hydra import compose
-from nemo_skills.training.config import SftConfig, TrainingConfig
-from nemo_skills.training.dpo_config import DpoConfig
-
-if TYPE_CHECKING:
-    from nemo_skills.training.engine.job import Task
+from nemo_skills.training.config import SftConfig
 
 Algorithm = Literal["sft", "dpo"]
 GLOBAL_BATCH, MICRO_BATCH = 16, 4
@@ -98,11 +94,12 @@ def train_here(args: Sequence[str], algorithm: Algorithm = "sft") -> bool:
 
     from nemo_skills.training.engine.job import train
     from nemo_skills.training.engine.outcome import StopFlag
+    from tests.integration.train_driver import composed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        config, task = compose_task(args, algorithm)
+        config, task = composed(list(args), algorithm)
         return train(config, task, StopFlag(config.exp_manager.seconds_per_run))
     finally:
         torch.set_num_threads(threads)
@@ -124,18 +121,6 @@ def largest_difference(a: Mapping[tuple[int, str], float], b: Mapping[tuple[int,
 def compose_sft(args: Sequence[str]) -> SftConfig:
     """Return the main's configuration."""
     return compose(SftConfig, args)
-
-
-def compose_task(args: Sequence[str], algorithm: Algorithm) -> "tuple[TrainingConfig, Task]":
-    """Return the configuration of a main, and its task."""
-    from nemo_skills.training.engine.dpo import dpo_task
-    from nemo_skills.training.engine.sft import sft_task
-
-    if algorithm == "dpo":
-        preferences = compose(DpoConfig, args)
-        return preferences, dpo_task(preferences)
-    config = compose_sft(args)
-    return config, sft_task(config)
 
 
 def pack_rows(rows: Path, model: Path, folder: Path, *, size: int, cp: int = 1) -> tuple[Path, int]:
