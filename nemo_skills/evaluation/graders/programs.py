@@ -13,7 +13,8 @@ _END_OF_REASONING = "</think>"
 _PYTHON = ("python", "py", "python3")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _IMPORTS = """\
-import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys
+import bisect, collections, copy, datetime, functools, heapq, itertools
+import math, operator, random, re, string, sys
 from bisect import *
 from collections import *
 from functools import *
