@@ -6,8 +6,6 @@ from nemo_skills.core.hydra import opt
 from nemo_skills.training.data_preparation_utils.base import (
     HASH_LIMIT,
     Processor,
-    Row,
-    key_text,
     number_of,
     require,
 )
@@ -43,9 +41,9 @@ class Split(Processor):
         """How many problems are wanted; 0 where it is a share."""
         return int(self.validation) if self.validation >= 1 else 0
 
-    def number(self, row: Row) -> int:
-        """Return the number that decides about a row: the smallest ones go to validation."""
-        return number_of(self.seed, key_text(row, self.key))
+    def number(self, problem: str) -> int:
+        """Return the number that decides about a problem: the smallest ones go to validation."""
+        return number_of(self.seed, problem)
 
     def limit(self, smallest: set[int]) -> int:
         """Return the first number that stays in the training data, knowing the smallest ones of all."""

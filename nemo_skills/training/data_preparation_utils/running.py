@@ -19,6 +19,7 @@ from nemo_skills.training.data_preparation_utils.base import (
     Row,
     RowFilter,
     RowMap,
+    key_text,
 )
 from nemo_skills.training.data_preparation_utils.order import Split
 from nemo_skills.training.data_preparation_utils.stats import StepStats, Tally
@@ -176,9 +177,13 @@ def _groups(items: list[Item], counting: _Counting) -> Iterator[list[Item]]:
 def _number_rows(processor: Split, items: list[Item], counting: _Counting) -> list[Item]:
     tally = counting.tally
     tally.wanted = processor.problems
+    last, number = None, 0
     for item in items:
         counting.order = item.order
-        item.split = processor.number(item.row)
-        if tally.wanted:
-            tally.note_number(item.split)
+        text = key_text(item.row, processor.key)
+        if text != last:
+            last, number = text, processor.number(text)
+            if tally.wanted:
+                tally.note_number(number)
+        item.split = number
     return items

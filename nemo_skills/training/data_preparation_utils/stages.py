@@ -140,11 +140,13 @@ class Worker:
         for record in self.source.read(part):
             groups[record.group].append(record)
             rows, size = rows + 1, size + HEADER.size + len(record.raw)
+        waiting = list(groups.values())[::-1]
+        groups.clear()
         items: list[Item] = []
-        while groups:  # what is done needs no memory any more
-            _, group = groups.popitem()
+        while waiting:  # what is done needs no memory any more
+            group = waiting.pop()
             items += [Item(r.order, orjson.loads(r.raw), r.raw, r.split, r.group) for r in group]
-            if len(items) >= _BATCH or not groups:
+            if len(items) >= _BATCH or not waiting:
                 self._finish(work, self._through(work, items))
                 items = []
         return self._result(work, rows, size)

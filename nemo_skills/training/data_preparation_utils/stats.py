@@ -83,7 +83,8 @@ class Histogram:
             self.bins[_bin(length)] += count
         self.count += len(lengths)
         self.total += sum(lengths)
-        self.longest = max(self.longest, max(lengths))
+        longest = max(lengths)
+        self.longest = max(self.longest, longest)
 
     def add(self, other: "Histogram") -> None:
         """Add what another process has counted."""
