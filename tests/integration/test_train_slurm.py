@@ -106,7 +106,7 @@ def test_real_training_in_three_jobs_and_an_evaluation(
     benchmark.write_text("".join(json.dumps(row) + "\n" for row in expected))
     cluster = (f"--cluster={user.config()}", "--not_exclusive")
 
-    words = ["--num_training_jobs=3", "--expname=t"]
+    words = ["--num_training_jobs=3", "--num_nodes=2", "--expname=t"]
     words += [f"--hf_model={user.path('model')}", f"--training_data={user.path('rows.jsonl')}"]
     words += ["++model.data.train_ds.global_batch_size=16", "++model.optim.lr=3e-3"]
     words += ["++trainer.sft.max_epochs=99", "++trainer.sft.max_steps=40", "++trainer.sft.save_interval=20"]
