@@ -50,8 +50,10 @@ def test_on_this_machine(ns: list[str], tmp_path: Path) -> None:
 @pytest.mark.service("docker")
 def test_in_docker(docker_user: DockerUser) -> None:
     ask(docker_user.workspace)
-    image = docker_user.python_image("python")
-    config = docker_user.write_config(containers={"nemo-skills": image, "sandbox": image})
+    # as the shipped image: a user without rights, and no package of ours
+    sandbox = docker_user.dockerfile("sandbox", "USER 65534:65534")
+    images = {"nemo-skills": docker_user.python_image("python"), "sandbox": sandbox}
+    config = docker_user.write_config(containers=images)
     done = docker_user.run([*docker_user.command(config), *OPTIONS])
     assert done.returncode == 0, done.stdout + done.stderr
     check(docker_user.workspace / "out put")
