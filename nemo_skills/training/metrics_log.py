@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -81,15 +81,7 @@ class MetricsLog:
             _JsonlSink(folder / METRICS_FILE, options.resume_step),
             ConsoleSink(options),
         ]
-        if options.tensorboard:
-            from nemo_skills.training.metrics_sinks import TensorBoardSink
-
-            sinks.append(TensorBoardSink(folder / "tensorboard", options.resume_step))
-        if options.wandb:
-            from nemo_skills.training.metrics_sinks import WandbSink
-
-            sinks.append(WandbSink(folder, options.wandb, options.config))
-        return cls(folder, tuple(sinks))
+        return cls(folder, (*sinks, *_boards(folder, options)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log figures of one step, numbered from 1; 0 is before the first one.
@@ -123,6 +115,26 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _boards(folder: Path, options: LogOptions) -> Iterator[Sink]:
+    """Open what needs a package of its own; a board that cannot be reached is left out."""
+    from nemo_skills.training import metrics_sinks
+
+    makers: dict[str, Callable[[], Sink]] = {}
+    if options.tensorboard:
+        makers["TensorBoard"] = lambda: metrics_sinks.TensorBoardSink(
+            folder / "tensorboard", options.resume_step
+        )
+    if wandb := options.wandb:
+        makers["W&B"] = lambda: metrics_sinks.WandbSink(folder, wandb, options.config)
+    for name, make in makers.items():
+        try:
+            yield make()
+        except UserError:
+            raise
+        except Exception as error:  # a job that has waited for days in a queue must not fail for this
+            LOG.warning("%s cannot be used: %s", name, error)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,18 @@ def test_a_board_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytest.
     ]
 
 
+def test_a_board_that_cannot_be_reached_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(metrics_sinks, "WandbSink", refuse)
+    run(tmp_path, range(1, 3), LogOptions(wandb=WandbOptions(project="p"))).close()
+    assert "W&B cannot be used: no answer" in caplog.messages
+    assert [entry.step for entry in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
+
+
 def test_the_curve_is_a_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a <b> & c"
     log = run(folder, range(1, 5001), LogOptions())

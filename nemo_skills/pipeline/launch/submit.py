@@ -81,7 +81,8 @@ def show(plan: Plan, jobs: tuple[RenderedJob, ...]) -> None:
         console.print(f"mount {mount}")
     for planned, job in zip(plan.jobs, jobs, strict=True):
         after = f" (after {', '.join(planned.after)})" if planned.after else ""
-        console.print(f"\njob {job.name}{after}")
+        continues = f" (goes on where {planned.continues} stops)" if planned.continues else ""
+        console.print(f"\njob {job.name}{after}{continues}")
         for component in planned.components:
             console.print(f"log of {component.name}: {plan.log_path(planned, component)}")
         for file in job.files:
