@@ -1,6 +1,7 @@
 """What wrappers have in common that let a model answer the rows of files with the generation main."""
 
 import glob
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ MAIN = "nemo_skills.inference.generate"
 SCHEMA = "nemo_skills.inference.generate:GenerateConfig"
 ROLE = "nemo-skills"
 SAMPLING_TEMPERATURE = 0.7
+_ON = re.compile(r"=\s*(true|yes|on)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def answering_job(
 ) -> Job:
     """Return a job whose commands ask its server, or one that runs elsewhere, one after the other."""
     servers = server_components(server, one_machine=cluster.executor != "slurm")
-    sandboxes = (sandbox_component(),) if server.with_sandbox else ()
+    sandboxes = (sandbox_component(),) if server.with_sandbox or _run_code(commands) else ()
     main = Component(
         name="main",
         role=ROLE,
@@ -77,6 +79,13 @@ def answering_job(
         independent=True,
     )
     return Job(name=name, components=(*servers, *sandboxes, main))
+
+
+def _run_code(commands: Iterable[Argv]) -> bool:
+    """Tell whether mains run the model's code, in a sandbox that nobody has named."""
+    words = [word for command in commands for word in command if isinstance(word, str)]
+    switched_on = any(argument_key(word) == "code_execution" and _ON.search(word) for word in words)
+    return switched_on and not any(argument_key(word) == "sandbox_address" for word in words)
 
 
 def find_progress(

@@ -13,7 +13,7 @@ CHUNKS = [f"{FOLDER}/output_chunk_{i}.jsonl" for i in range(3)]
 WHOLE = f"{FOLDER}/output.jsonl"
 
 
-def planned(progress: Progress, **own: object) -> Plan:
+def planned(progress: Progress, args: tuple[str, ...] = (), **own: object) -> Plan:
     options = {"input_file": "/in.jsonl", "output_dir": "/out/my_chunk_1", "num_chunks": 3} | own
     request = Request(
         cluster=ClusterConfig(name="bare", executor="slurm", container_runtime="none", job_dir="/jobs"),
@@ -22,7 +22,7 @@ def planned(progress: Progress, **own: object) -> Plan:
         server=ServerOptions(server_type="stub", model="m"),
         own=GenerateOptions(**options),  # type: ignore[arg-type]
         hooks=HookOptions(),
-        args=(),
+        args=args,
     )
     return plan_generate(request, progress)
 
@@ -72,3 +72,17 @@ def test_a_run_without_chunks_is_not_taken_for_a_merge() -> None:
 def test_seeds_fan_out_too() -> None:
     names = [job.name for job in planned(Progress(), num_random_seeds=2, num_chunks=None).jobs]
     assert names == ["g-rs0", "g-rs1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ((), ["server", "main"]),
+        (("++code_execution=true",), ["server", "sandbox", "main"]),
+        (("++code_execution=false",), ["server", "main"]),
+        (("++code_execution=True", "++sandbox_address=http://127.0.0.1:6000"), ["server", "main"]),
+    ],
+)
+def test_code_that_runs_needs_a_sandbox(args: tuple[str, ...], names: list[str]) -> None:
+    first, *_ = planned(Progress(), args).jobs
+    assert [component.name for component in first.components] == names
