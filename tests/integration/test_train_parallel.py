@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,33 @@ def test_four_processes(runs: Runs) -> None:
     runs.spread(4, cases)
     for (kind, name), share in zip(cases, (1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2), strict=True):
         runs.check(kind, name, share)
+
+
+def test_processes_are_killed_and_told_to_stop_together(runs: Runs) -> None:
+    """Under our launcher, which hands on the exit code; what is left of a killed save is no checkpoint."""
+    args = runs.args("llama", "ended", trainer__sft__save_interval=1)
+    argv = [sys.executable, "-m", "nemo_skills.training.launch", "--processes", "2", "--"]
+    argv += ["-m", "nemo_skills.training.start_sft", *args]
+    output = runs.output("llama", "ended")
+    checkpoints = output / "checkpoints"
+
+    def wait_for(pattern: str, process: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + 300
+        while not list(checkpoints.glob(pattern)) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    first = subprocess.Popen(argv, env=ONE_THREAD)
+    # in the middle of the second save
+    wait_for("step=2/random", first)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen(argv, env=ONE_THREAD)
+    wait_for("step=3/complete.json", second)
+    second.terminate()
+    # it may have been in its last step
+    assert second.wait(timeout=300) in (0, 3)
+    last = subprocess.run(argv, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0, last.stderr[-3000:]
+    # what this run had not begun to save before is compared too
+    assert largest_difference(metrics(runs.output("llama", "one")), metrics(output)) < 1e-5
