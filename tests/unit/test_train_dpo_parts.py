@@ -176,13 +176,13 @@ class _Pairs:
 def test_log_probabilities_go_to_their_answers() -> None:
     import torch
 
-    from nemo_skills.training.engine.dpo import PairBatches, log_probs
+    from nemo_skills.training.engine.dpo import PairBatch, PairBatches, log_probs
     from nemo_skills.training.engine.parallel import Topology
 
     place = Topology(device=torch.device("cpu"))
     config = DatasetConfig(micro_batch_size=2, global_batch_size=4, shuffle=False)
     first, second = PairBatches(_Pairs(), config, place, seed=0).step(1)
-    assert (first.weight, second.weight) == (2, 2)
+    assert isinstance(second, PairBatch) and (first.weight, second.weight) == (2, 2)
     found = log_probs(_Countdown(), second, place)
     assert found.sums.tolist() == [-14, -3, -15, -3]
     assert found.counts.tolist() == [2, 1, 2, 1]
@@ -191,11 +191,11 @@ def test_log_probabilities_go_to_their_answers() -> None:
 def test_a_process_without_pairs_computes_all_the_same() -> None:
     import torch
 
-    from nemo_skills.training.engine.dpo import PairBatches, log_probs
+    from nemo_skills.training.engine.dpo import PairBatch, PairBatches, log_probs
     from nemo_skills.training.engine.parallel import Topology
 
     config = DatasetConfig(micro_batch_size=1, global_batch_size=4)
     place = Topology(rank=3, dp=4, device=torch.device("cpu"))
     (batch,) = PairBatches(_Pairs(), config, place, seed=0).step(0, 3)
-    assert batch.weight == 0 and batch.tokens
+    assert isinstance(batch, PairBatch) and batch.weight == 0 and batch.tokens
     assert log_probs(_Countdown(), batch, place).sums.tolist() == []
