@@ -44,6 +44,10 @@ class Obedient:
                 bytearray(1 << 45)
             case "unwritable":
                 return Grade(verdict=Verdict.correct, details={"what": object()})
+            case {"burn": seconds}:
+                end = time.process_time() + seconds
+                while time.process_time() < end:
+                    pass
             case {"sleep": seconds}:
                 time.sleep(seconds)
         return Grade(verdict=Verdict.correct, predicted_answer=str(row["do"]), details={"pid": os.getpid()})

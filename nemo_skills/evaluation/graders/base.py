@@ -28,8 +28,8 @@ class Grader(Protocol):
     timeout_s: ClassVar[float]
     """Default limit for one answer."""
     soft_timeout_s: ClassVar[float | None]
-    """After so long an answer goes on in the background, at the lowest priority, and another process starts;
-    None for graders that wait for something else rather than compute."""
+    """Answers that need more processor time than this wait until all others are done; None for graders that
+    wait for something else rather than compute."""
 
     def __init__(self, options: Any) -> None: ...
 

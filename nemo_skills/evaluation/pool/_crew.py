@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ from nemo_skills.evaluation.verdicts import Grade
 
 _START = "import sys; sys.path[:] = {path!r}; from nemo_skills.evaluation.pool._nursery import main; main()"
 _END_S = 10.0
+# an answer that computes gets at least this share of a processor, or its time is up all the same
+_STARVED = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Task:
     raw: bytes
     attempts: int = 0
     """How many workers have died over it."""
+    limit: float | None = None
+    """Its time limit in the second round; None in the first."""
 
 
 @dataclass(kw_only=True)
@@ -48,13 +53,11 @@ class Worker:
     pid: int
     channel: socket.socket
     board: Board
-    tasks: deque[Task | None] = field(default_factory=deque)
-    """What was sent and has no grade yet, in order; None for what others do meanwhile."""
+    tasks: deque[Task] = field(default_factory=deque)
+    """What was sent and has no grade yet, in order."""
     graded: int = 0
     killed: bool = False
     """Whether we killed it, because its answer took too long."""
-    aside: bool = False
-    """Whether it has but one answer to finish, in the background."""
     _reader: FrameReader = field(default_factory=FrameReader)
     _unsent: bytearray = field(default_factory=bytearray)
 
@@ -88,9 +91,7 @@ class Worker:
             return None
         grades = [grade for message in self._reader.feed(piece) for grade in decode_grades(message)]
         self.graded += len(grades)
-        # one that was sent aside goes on with what others do by now
-        pairs = [(self.tasks.popleft(), grade) for grade in grades[: len(self.tasks)]]
-        return [(task, grade) for task, grade in pairs if task is not None]
+        return [(self.tasks.popleft(), grade) for grade in grades]
 
     @property
     def progress(self) -> Progress:
@@ -99,24 +100,41 @@ class Worker:
 
     def in_work(self) -> int | None:
         """Return which of `tasks` it is at, or was at when it died."""
-        answer, since = self.progress
+        answer, since, _ = self.progress
         index = answer - self.graded - 1
         return index if since and 0 <= index < len(self.tasks) else None
 
-    def set_aside(self, at: int) -> list[Task]:
-        """Let it do only one of its tasks, when nobody else needs the processor; return the others."""
-        others = [task for index, task in enumerate(self.tasks) if task is not None and index != at]
-        self.tasks = deque([*[None] * at, self.tasks[at]])
-        self.aside = True
-        with contextlib.suppress(OSError, AttributeError):
-            os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
-        return others
+    def age(self, *, computing: bool) -> float:
+        """Return how long its answer has taken so far.
+
+        Args:
+            computing: count time of the processor, of which a busy machine gives little.
+        """
+        progress = self.progress
+        if not progress.since:
+            return 0.0
+        passed = time.monotonic() - progress.since
+        if not computing:
+            return passed
+        used = _processor_time(self.pid)
+        return passed if used is None else max(used - progress.processor, passed / _STARVED)
 
     def kill(self) -> None:
         """End it at once."""
         self.killed = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+def _processor_time(pid: int) -> float | None:
+    """Return how much time of a processor another process has used, where the system tells."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        # what clock_getcpuclockid(3) returns
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None
 
 
 class Crew:

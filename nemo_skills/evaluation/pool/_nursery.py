@@ -112,7 +112,7 @@ def _serve(channel: socket.socket, grader: Grader, board: Board, slot: int) -> N
                     channel.sendall(encode_grades(grades))
                     grades.clear()
                     sent = now = time.monotonic()
-                board.write(slot, Progress(begun, now))
+                board.write(slot, Progress(begun, now, time.process_time()))
                 grades.append(_grade(grader, row))
                 board.write(slot, Progress(begun, 0.0))
             channel.sendall(encode_grades(grades))

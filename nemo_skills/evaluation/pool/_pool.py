@@ -3,43 +3,24 @@
 import os
 import selectors
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.evaluation.graders import GraderSpec
 from nemo_skills.evaluation.pool._crew import Crew, Task, Worker
+from nemo_skills.evaluation.pool._window import Graded, Item, Window
 from nemo_skills.evaluation.verdicts import Grade, Verdict
 
 _BATCH_S = 0.05
 _LARGEST_BATCH = 256
-_BATCH_BYTES = 1 << 20
 # batches at a worker: one to work on, one so that it need not wait for the next
 _AHEAD = 2
-# answers that may be read before the first of them is done, so that one that hangs holds nobody up
-_WINDOW_ROWS = 20_000
-_WINDOW_BYTES = 64 << 20
 _ATTEMPTS = 2
-# answers that may go on in the background
-_ASIDE = 32
+# of the time that all others took, for answers that need more than the soft limit
+_SECOND_ROUND = 0.1
 _SHORTEST_WAIT_S = 0.001
-
-
-class Item(NamedTuple):
-    """A row, and whether to grade it or to pass it through in its place."""
-
-    raw: bytes
-    """Text of a JSON object."""
-    grade: bool = True
-
-
-class Graded(NamedTuple):
-    """A row and its grade, None for one that was passed through."""
-
-    item: Item
-    grade: Grade | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +30,10 @@ class Limits:
     timeout_s: float
     """For one answer, from the moment when a process begins it."""
     soft_timeout_s: float | None = None
-    """After so long an answer goes on in the background, and another process takes over; None is never."""
+    """Answers that take longer are put off until all others are done. Then they are begun anew, with
+    `timeout_s` each, as long as they do not take longer together than `timeout_s` or a tenth of the time
+    that all others took; many of them share that time, or are given up. Both limits are processor time then.
+    None: there is but one round, and the clock on the wall counts."""
     processes: int = 0
     """0: as many as there are processors."""
     memory_mb: int = 2048
@@ -93,7 +77,7 @@ class GradingPool:
         Raises:
             UserError: the grader cannot be made, or its processes cannot be kept alive.
         """
-        window = _Window(items)
+        window = Window(items)
         yield from window.finished()
         if window.exhausted:
             return
@@ -107,79 +91,6 @@ class GradingPool:
             # the processes are busy with what nobody wants any more
             self.close()
             raise
-
-
-@dataclass(kw_only=True)
-class _Place:
-    """An item in the window."""
-
-    item: Item
-    grade: Grade | None = None
-    done: bool = False
-
-
-class _Window:
-    """The rows between the one to be yielded next and the last one read."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = iter(items)
-        self._places: deque[_Place] = deque()
-        self._first = 0
-        self._bytes = 0
-        self._ended = False
-        self._waiting: deque[Task] = deque()
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether all rows have been read and yielded."""
-        return self._ended and not self._places
-
-    def finished(self) -> Iterator[Graded]:
-        """Yield the rows at the front that are done; read on while rows need no grading."""
-        while True:
-            while self._places and self._places[0].done:
-                place = self._places.popleft()
-                self._first += 1
-                self._bytes -= len(place.item.raw)
-                yield Graded(place.item, place.grade)
-            if self._places or self._ended:
-                return
-            self._read()
-
-    def take(self, most: int) -> list[Task]:
-        """Return up to so many answers to grade."""
-        tasks: list[Task] = []
-        size = 0
-        while len(tasks) < most and size < _BATCH_BYTES:
-            while not self._waiting and self._has_room():
-                self._read()
-            if not self._waiting:
-                break
-            tasks.append(self._waiting.popleft())
-            size += len(tasks[-1].raw)
-        return tasks
-
-    def give_back(self, tasks: Iterable[Task]) -> None:
-        """Take answers back that were handed out in vain; they are the next to be handed out."""
-        self._waiting.extendleft(reversed(list(tasks)))
-
-    def settle(self, task: Task, grade: Grade) -> None:
-        """Note the grade of an answer."""
-        place = self._places[task.position - self._first]
-        place.grade, place.done = grade, True
-
-    def _has_room(self) -> bool:
-        return not self._ended and len(self._places) < _WINDOW_ROWS and self._bytes < _WINDOW_BYTES
-
-    def _read(self) -> None:
-        item = next(self._items, None)
-        if item is None:
-            self._ended = True
-            return
-        if item.grade:
-            self._waiting.append(Task(self._first + len(self._places), item.raw))
-        self._places.append(_Place(item=item, done=not item.grade))
-        self._bytes += len(item.raw)
 
 
 @dataclass
@@ -205,17 +116,16 @@ class _Shift:
     """Workers at work."""
 
     def __init__(self, spec: GraderSpec, limits: Limits) -> None:
-        slots = limits.workers + (_ASIDE if limits.soft_timeout_s is not None else 0)
-        self._crew = Crew(spec, slots, limits.memory_mb << 20)
+        self._crew = Crew(spec, limits.workers, limits.memory_mb << 20)
         self._limits = limits
-        self._window = _Window([])
-        self._free = list(range(slots))
+        self._window = Window([])
+        self._since = time.monotonic()
         self._pace = _Pace()
         self._stillborn = 0
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._crew.control, selectors.EVENT_READ)
-        for _ in range(limits.workers):
-            self._crew.ask_for(self._free.pop())
+        for slot in range(limits.workers):
+            self._crew.ask_for(slot)
 
     def close(self) -> None:
         """End the workers."""
@@ -224,11 +134,14 @@ class _Shift:
         self._selector.close()
         self._crew.close()
 
-    def step(self, window: "_Window") -> None:
+    def step(self, window: Window) -> None:
         """Wait until something happens, and see to it."""
-        self._window = window
+        if window is not self._window:
+            self._window, self._since = window, time.monotonic()
         for worker in self._workers():
             self._supply(worker)
+        if window.ready:  # some were given up
+            return
         for key, events in self._selector.select(self._patience()):
             worker = key.data
             if worker is None:
@@ -250,14 +163,18 @@ class _Shift:
         busy = [worker for worker in self._workers() if worker.tasks and not worker.killed]
         if not busy:
             return None
-        now = time.monotonic()
-        left = min((worker.progress.since or now) + self._limit(worker) - now for worker in busy)
-        return max(left, _SHORTEST_WAIT_S)
+        return max(min(self._limit(worker) - self._age(worker) for worker in busy), _SHORTEST_WAIT_S)
+
+    def _age(self, worker: Worker) -> float:
+        return worker.age(computing=self._limits.soft_timeout_s is not None)
 
     def _limit(self, worker: Worker) -> float:
-        """Return after how long something has to be done about the answer of a worker."""
-        soft = self._limits.soft_timeout_s
-        return self._limits.timeout_s if soft is None or worker.aside or not self._free else soft
+        """Return how long the answer that a worker is at may take."""
+        soft, at = self._limits.soft_timeout_s, worker.in_work()
+        if soft is None:
+            return self._limits.timeout_s
+        limit = worker.tasks[at].limit if at is not None else None
+        return min(soft, self._limits.timeout_s) if limit is None else limit
 
     def _hear(self, worker: Worker) -> None:
         graded = worker.read()
@@ -269,14 +186,12 @@ class _Shift:
         if graded:
             self._stillborn = 0
             self._pace.note(len(graded), self._limits.workers)
-        if worker.aside and not worker.tasks:
-            worker.kill()
 
     def _supply(self, worker: Worker) -> None:
         batch = self._pace.batch
-        ready = not (worker.killed or worker.aside or worker.wants_to_send)
+        ready = not (worker.killed or worker.wants_to_send)
         if ready and len(worker.tasks) <= (_AHEAD - 1) * batch:
-            tasks = self._window.take(batch)
+            tasks = self._window.take(batch) or self._second_round(batch)
             if tasks:
                 worker.send(tasks)
         write = selectors.EVENT_WRITE if worker.wants_to_send else 0
@@ -284,43 +199,56 @@ class _Shift:
 
     def _check_clock(self, worker: Worker) -> None:
         progress = worker.progress
-        passed = time.monotonic() - progress.since
-        if worker.killed or not progress.since or passed < self._limit(worker):
+        if worker.killed or not progress.since or self._age(worker) < self._limit(worker):
             return
         # it may have been writing the board just then
         time.sleep(_SHORTEST_WAIT_S)
-        at = worker.in_work()
-        if worker.progress != progress or at is None:
-            return
-        if passed >= self._limits.timeout_s:
+        if worker.progress == progress:
             worker.kill()
-        else:
-            self._window.give_back(worker.set_aside(at))
-            self._crew.ask_for(self._free.pop())
+
+    def _second_round(self, batch: int) -> list[Task]:
+        """Begin the second round when there is nothing else to do; return the first answers of it."""
+        slow = self._window.second_round()
+        if not slow:
+            return []
+        passed = time.monotonic() - self._since
+        together = max(self._limits.timeout_s, passed * _SECOND_ROUND) * self._limits.workers
+        each = min(self._limits.timeout_s, together / len(slow))
+        assert self._limits.soft_timeout_s is not None
+        if each <= self._limits.soft_timeout_s:
+            for task in slow:
+                self._give_up(task, self._limits.soft_timeout_s, "; too many others did to give each more")
+            return []
+        self._window.give_back(replace(task, limit=each) for task in slow)
+        return self._window.take(batch)
 
     def _bury(self, worker: Worker) -> None:
         """See to the answers of a dead worker, and ask for another."""
         self._selector.unregister(worker.channel)
         worker.channel.close()
-        self._free.append(worker.slot)
         at = worker.in_work()
-        culprit = worker.tasks[at] if at is not None else None
-        if culprit is not None:
-            self._judge(culprit, worker.killed)
-        self._window.give_back(task for task in worker.tasks if task not in (None, culprit))
-        if not worker.graded and culprit is None and not worker.aside:
+        tasks = list(worker.tasks)
+        if at is not None:
+            self._judge(tasks.pop(at), worker.killed)
+        self._window.give_back(tasks)
+        if not worker.graded and at is None:
             self._stillborn += 1
             if self._stillborn > _ATTEMPTS * self._limits.workers:
                 raise UserError("Grading processes die as soon as they start.", exit_code=1)
-        if not worker.aside:
-            self._crew.ask_for(self._free.pop())
+        self._crew.ask_for(worker.slot)
 
     def _judge(self, task: Task, killed: bool) -> None:
-        if killed:
-            why = {"error": f"grading took more than {self._limits.timeout_s:g} s"}
-            self._window.settle(task, Grade(verdict=Verdict.timed_out, details=why))
+        limits = self._limits
+        if killed and task.limit is None and limits.soft_timeout_s is not None:
+            self._window.put_off(task)
+        elif killed:
+            self._give_up(task, task.limit or limits.timeout_s)
         elif task.attempts + 1 < _ATTEMPTS:
-            self._window.give_back([Task(task.position, task.raw, task.attempts + 1)])
+            self._window.give_back([replace(task, attempts=task.attempts + 1)])
         else:
             why = {"error": f"{_ATTEMPTS} grading processes died over this answer"}
             self._window.settle(task, Grade(verdict=Verdict.grader_error, details=why))
+
+    def _give_up(self, task: Task, limit: float, more: str = "") -> None:
+        why = {"error": f"grading took more than {limit:.3g} s{more}"}
+        self._window.settle(task, Grade(verdict=Verdict.timed_out, details=why))

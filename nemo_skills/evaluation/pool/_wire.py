@@ -11,7 +11,7 @@ import orjson
 from nemo_skills.evaluation.verdicts import Grade, Verdict
 
 _LENGTH = struct.Struct(">I")
-_SLOT = struct.Struct("=qd")
+_SLOT = struct.Struct("=qdd")
 HELLO = struct.Struct("=iq")
 """What comes with the socket of a new worker: number of its slot, process id."""
 WANTED = struct.Struct("=i")
@@ -26,6 +26,8 @@ class Progress(NamedTuple):
     """How many answers it has begun."""
     since: float
     """When it began the last one (`time.monotonic`); 0 when it is idle."""
+    processor: float = 0.0
+    """How much time of a processor it had used by then."""
 
 
 class Board:
