@@ -182,6 +182,7 @@ def train(folder: Folder, seed: int) -> None:
         f"--output_dir={folder.training}",
         "--training_device=cpu",
         "--expname=quickstart-train",
+        "++model.data.train_ds.packed_sequence=true",
         "++model.data.train_ds.micro_batch_size=6",
         "++model.data.train_ds.global_batch_size=6",
         "++model.data.train_ds.max_seq_length=512",
