@@ -11,6 +11,7 @@ true where the *next* token is learned, and so always false at the last token of
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -152,7 +153,6 @@ class PackedWriter:
         for file, dtype, width in zip(files, _DTYPES.values(), widths, strict=True):
             header = {"descr": dtype.str, "fortran_order": False, "shape": (shape.packs, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            _reserve(file, shape.packs * width * dtype.itemsize)
 
     def append(self, rows: PackRows) -> None:
         """Write rows, which may be narrower than the file's; the rest is padding."""
@@ -191,6 +191,7 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None
     lock = prefix.with_name(f"{prefix.name}.lock")
     with disk_errors(prefix, "Nothing was changed."), ExitStack() as stack:
         prefix.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(prefix, shape.nbytes)
         stack.callback(os.close, open_locked(lock))
         stack.callback(lock.unlink, missing_ok=True)
         try:
@@ -215,11 +216,12 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None
             write_file(about_path(prefix), orjson.dumps(about, option=orjson.OPT_INDENT_2))
 
 
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Take the space on the disk now: a full one is better met at the start."""
-    file.flush()
-    if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), file.tell(), size)
+def _check_space(prefix: Path, needed: int) -> None:
+    """A disk that is too small is better noticed now than after hours."""
+    free = shutil.disk_usage(prefix.parent).free
+    if free < needed:
+        sizes = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        raise UserError(f"Cannot write {prefix}: the disk is full: {sizes}.", exit_code=1)
 
 
 def _open(path: Path, part: str) -> Array:
