@@ -12,7 +12,7 @@ class Hostile(NamedTuple):
     code: str
     status: str
     says: str = ""
-    timeout_s: float = 5.0
+    timeout_s: float = 30.0
 
 
 def refused(*statements: str) -> str:
@@ -42,13 +42,14 @@ NONE = r"worked: \[\]"
 HOSTILE = {
     "fork bomb": Hostile("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", "timed_out", timeout_s=2),
     "thread bomb": Hostile(
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", "error|timed_out",
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()", "error|timed_out",
         "can't start new thread",
+        timeout_s=3,
     ),
     "memory bomb": Hostile("x = []\nwhile True: x.append(bytearray(1 << 20))", "memory"),
     "one huge allocation": Hostile("x = bytearray(1 << 40)", "memory"),
     "memory of many processes": Hostile(
-        "import os, time\nfor _ in range(8):\n  if not os.fork():\n    x = bytearray(100 << 20); time.sleep(9)\ntime.sleep(9)",
+        "import os, time\nfor _ in range(8):\n  if not os.fork():\n    x = bytearray(100 << 20); time.sleep(60)\ntime.sleep(60)",
         "memory",
     ),
     "shared memory": Hostile(

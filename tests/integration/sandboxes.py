@@ -53,7 +53,7 @@ SCRIPT = [
     [r"lasting", "I compute.\n```python\nx = 6 * 7\nprint(x)\n```\nnever said"],
     [r"failing.*ZeroDivisionError: division by zero\n```\n$", "It fails."],
     [r"failing", "```python\n1 / 0\n```\n"],
-    [r"endless.*longer than 0.5 seconds", "It takes too long."],
+    [r"endless.*longer than 3 seconds", "It takes too long."],
     [r"endless", "```python\nwhile True: pass\n```\n"],
     [r"stubborn.*No more code", "I give in."],
     [r"stubborn", "```python\nprint('again')\n```\n"],

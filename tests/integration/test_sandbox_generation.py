@@ -50,7 +50,7 @@ def test_code_runs_and_the_answer_goes_on(
     source, output = questions(tmp_path / "in.jsonl", *CASES), tmp_path / "out.jsonl"
     done = run_main(
         stub_url, source, output, code_execution=True, sandbox_address=sandbox.client.address,
-        code_execution_timeout_s=0.5, max_code_executions=3, prompt_template=template,
+        code_execution_timeout_s=3, max_code_executions=3, prompt_template=template,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for row, (answer, expected) in zip(read_rows(output), CASES.values(), strict=True):
