@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class RowFiller:
     filler: int
     """Token to pad sequences with."""
 
-    @property
+    @cached_property
     def shape(self) -> PackShape:
         """The size of the arrays: a row is as wide as the fullest pack."""
         sums = np.add.reduceat(self.places[self.plan.order], self.plan.bounds[:-1])
