@@ -1,5 +1,6 @@
 """Every way to spread a run over processes gives the losses and gradients of a single process."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -78,9 +79,10 @@ class Runs:
             largest_difference(metrics(self.output(kind, reference)), metrics(self.output(kind, name))) < 1e-5
         )
         shares = json.loads((self.output(kind, name) / "shards.json").read_text())
-        assert len(shares) == 14
-        # None: it is no distributed tensor
-        assert set(shares.values()) == {share}
+        # None: it is no distributed tensor; adapters are in every process
+        of_matrices = [value for key, value in shares.items() if "lora_" not in key]
+        assert len(of_matrices) == 14
+        assert set(of_matrices) == {share}
         exported = [
             load_file(self.output(kind, which) / f"checkpoints/step={STEPS}/hf/model.safetensors")
             for which in (reference, name)
@@ -111,9 +113,16 @@ def test_two_processes(runs: Runs) -> None:
         ("llama", "cp"): {CP: 2},
         ("llama", "packed-cp"): {CP: 2, **packs},
     }
+    shares = [1 / 2, 1, 1 / 2, 1 / 2, 1 / 2]
+    if importlib.util.find_spec("peft"):
+        lora = {"model__peft__peft_scheme": "lora"}
+        assert train_here(runs.args("llama", "lora", **lora))
+        cases["llama", "lora-fsdp"] = lora
+        shares.append(1 / 2)
     runs.spread(2, cases)
-    for (kind, name), share in zip(cases, (1 / 2, 1, 1 / 2, 1 / 2, 1 / 2), strict=True):
-        runs.check(kind, name, share, "packed" if name.startswith("packed") else "one")
+    for (kind, name), share in zip(cases, shares, strict=True):
+        known = name.partition("-")[0]
+        runs.check(kind, name, share, known if known in ("packed", "lora") else "one")
 
 
 def test_four_processes(runs: Runs) -> None:

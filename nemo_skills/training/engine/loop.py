@@ -12,6 +12,7 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import OptimConfig, ScheduleConfig, TrainerConfig
 from nemo_skills.training.engine.checkpoint import Checkpoints, Progress, Training
 from nemo_skills.training.engine.data import Batches, MicroBatch
+from nemo_skills.training.engine.lora import share_gradients
 from nemo_skills.training.engine.model import autocast, evaluating
 from nemo_skills.training.engine.optimiser import build_gradients, clip_gradients, learning_rate
 from nemo_skills.training.engine.outcome import StopFlag
@@ -97,6 +98,7 @@ class Trainer:
             (loss * scale).backward()
             sums.add({"loss": loss.detach(), **figures, "tokens": batch.tokens})
             gradients.collect(more=batch is not micro_batches[-1])
+        share_gradients(run.training.model.parameters(), run.topology)
         rate = learning_rate(step, run.total_steps, run.optim)
         for group in run.training.optimiser.param_groups:
             group["lr"] = rate

@@ -1,9 +1,11 @@
 """Low-rank adapters through PEFT."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.training.config import ModelConfig
@@ -16,10 +18,10 @@ def add_lora(model: Any, config: ModelConfig, topology: Topology) -> None:
     """Freeze a model and put adapters into its linear layers.
 
     Raises:
-        UserError: PEFT is missing, or there are several processes.
+        UserError: PEFT is missing, or matrices are split.
     """
-    if topology.world_size > 1:
-        raise UserError("model.peft.peft_scheme=lora runs in one process only.")
+    if topology.tp > 1:
+        raise UserError("model.peft.peft_scheme=lora needs model.tensor_model_parallel_size=1.")
     try:
         from peft import LoraConfig
     except ImportError:
@@ -35,6 +37,18 @@ def add_lora(model: Any, config: ModelConfig, topology: Topology) -> None:
                 target_modules=tuning.target_modules or _linear_layers(model),
             )
         )
+
+
+def share_gradients(parameters: Iterable[torch.nn.Parameter], topology: Topology) -> None:
+    """Take the mean over processes of gradients that FSDP does not manage: each has all adapters."""
+    found = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    if topology.data_size == 1 or not found:
+        return
+    flat = torch.cat([grad.flatten() for grad in found])
+    dist.all_reduce(flat)
+    pieces = (flat / topology.data_size).split([grad.numel() for grad in found])
+    for grad, piece in zip(found, pieces, strict=True):
+        grad.copy_(piece.view_as(grad))
 
 
 def merged(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
