@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036  # nothing was installed that would have checked it
     sys.exit(f"sandbox: Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}")
 if __name__ == "__main__":  # run by its path: this package need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
