@@ -28,6 +28,9 @@ __all__ = ["Message", "Prompt", "get_prompt", "list_examples", "list_prompts", "
 class _MessageSource(Protocol):
     """Makes the messages of a row."""
 
+    @property
+    def keys(self) -> tuple[str, ...] | None: ...
+
     def messages(self, row: Mapping[str, Any], history: Sequence[Message]) -> list[Message]: ...
 
 
@@ -44,6 +47,11 @@ class Prompt:
     def stop_phrases(self) -> tuple[str, ...]:
         """Texts at which the server should end a generation."""
         return tuple(dict.fromkeys((*self.own_stop_phrases, *self.renderer.stop_phrases)))
+
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        """The keys of a row that its request depends on; None when it may be any of them."""
+        return self.source.keys
 
     @property
     def is_text(self) -> bool:
@@ -135,15 +143,20 @@ class _ConfiguredMessages:
     system: TextTemplate | None
     user: TextTemplate
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*(self.system.keys if self.system else ()), *self.user.keys)
+
     def messages(self, row: Mapping[str, Any], history: Sequence[Message]) -> list[Message]:
-        keys = (*(self.system.keys if self.system else ()), *self.user.keys)
-        values = _values(row, keys, f"prompt '{self.name}'")
+        values = _values(row, self.keys, f"prompt '{self.name}'")
         system = [{"role": "system", "content": self.system.fill(values)}] if self.system else []
         return [*system, *history, {"role": "user", "content": self.user.fill(values)}]
 
 
 class _ReadyMessages:
     """The row's own messages."""
+
+    keys = ("messages",)
 
     def messages(self, row: Mapping[str, Any], history: Sequence[Message]) -> list[Message]:
         messages = row.get("messages")

@@ -1,7 +1,7 @@
 """Runs a list of steps over files of any size: memory is bounded by the parts, not by the number of rows."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from nemo_skills.training.data_preparation_utils.order import Shuffle, Split
 from nemo_skills.training.data_preparation_utils.pool import run_tasks
 from nemo_skills.training.data_preparation_utils.progress import progress
 from nemo_skills.training.data_preparation_utils.running import CHILDREN, RowProblemError, Step
-from nemo_skills.training.data_preparation_utils.spill import Record, Spill
+from nemo_skills.training.data_preparation_utils.spill import Spill
 from nemo_skills.training.data_preparation_utils.stages import (
     Result,
     Router,
@@ -164,8 +164,8 @@ class Engine:
             written = 0
             for records in parts:
                 if validation is not None:
-                    validation.write(record for record in records if record.split < limit)
-                train.write(record for record in records if record.split >= limit)
+                    validation.write([raw for _, split, _, raw in records if split < limit])
+                train.write([raw for _, split, _, raw in records if split >= limit])
                 written += len(records)
                 shown.advance(len(records), written / count)
             if not train.rows:
@@ -202,9 +202,8 @@ class _Output:
                 if not output.rows:
                     raise _EmptyError
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, lines: list[bytes]) -> None:
         """Add rows."""
-        lines = [record.raw for record in records]
         if lines:
             data = b"\n".join([*lines, b""])
             self._file.write(data)

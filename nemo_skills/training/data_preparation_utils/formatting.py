@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.hydra import opt
-from nemo_skills.prompt.utils import Prompt, get_prompt
+from nemo_skills.prompt.utils import Message, Prompt, get_prompt
 from nemo_skills.training.data_preparation_utils.base import Row, RowMap, key_text
 
 KEPT = ("id", "problem", "expected_answer", "num_generated_tokens")
@@ -34,10 +34,33 @@ class PromptOptions:
             system_message=self.system_message,
         )
 
+    def asked(self, row: Row) -> list[Message] | str:
+        """Return the request for a row; rows of the same problem mostly follow one another."""
+        keys = self.prompt.keys
+        if keys is None:
+            return self.prompt.fill(row)
+        values = [row.get(key) for key in keys]
+        if self._last.values != values:
+            self._last.request = self.prompt.fill(row)
+            self._last.values = values
+        return self._last.request
+
+    @functools.cached_property
+    def _last(self) -> "_Request":
+        return _Request()
+
     @functools.cached_property
     def answer_end(self) -> str:
         """What the model is to write behind an answer."""
         return self.prompt.renderer.assistant_end
+
+
+class _Request:
+    """The last request, and what it was made of."""
+
+    def __init__(self) -> None:
+        self.values: list[object] | None = None
+        self.request: list[Message] | str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +79,7 @@ class FormatSft(PromptOptions, RowMap):
         """Return the training row."""
         answer = key_text(row, self.generation_key)
         answer = answer.strip() if self.strip else answer
-        asked = self.prompt.fill(row)
+        asked = self.asked(row)
         if isinstance(asked, str):
             made: Row = {"input": asked, "output": answer + self.answer_end}
         else:

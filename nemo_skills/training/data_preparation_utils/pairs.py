@@ -113,7 +113,7 @@ class FormatPairs(PromptOptions, RowMap):
 
     def change(self, row: Row) -> Row:
         """Return the training row."""
-        asked = self.prompt.fill(row)
+        asked = self.asked(row)
         made: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
         for key in ("chosen", "rejected"):
             answer = key_text(row, key)

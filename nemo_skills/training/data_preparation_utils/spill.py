@@ -10,7 +10,7 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -21,13 +21,8 @@ HEADER = struct.Struct("<QQ16sI")
 _COUNT = struct.Struct("<I")
 
 
-class Record(NamedTuple):
-    """A row on disk."""
-
-    order: int
-    split: int
-    group: bytes
-    raw: bytes
+Record = tuple[int, int, bytes, bytes]
+"""A row on disk: what the header says, but for the length, and the text."""
 
 
 class Run(NamedTuple):
@@ -99,7 +94,7 @@ class Spill:
             size = run.bounds[part + 1] - run.bounds[part]
             if size:
                 records += _decode(self._pread(run.start + run.bounds[part], size))
-        records.sort(key=lambda record: record.order)
+        records.sort()
         return records
 
     def _pread(self, offset: int, size: int) -> bytes:
@@ -125,7 +120,8 @@ class Spill:
 
 def _decode(data: bytes) -> Iterator[Record]:
     (count,) = _COUNT.unpack_from(data)
-    at = _COUNT.size + count * HEADER.size
-    for order, split, group, length in HEADER.iter_unpack(memoryview(data)[_COUNT.size : at]):
-        yield Record(order, split, group, data[at : at + length])
-        at += length
+    begin = _COUNT.size + count * HEADER.size
+    headers = HEADER.iter_unpack(memoryview(data)[_COUNT.size : begin])
+    orders, splits, groups, lengths = zip(*headers, strict=True)
+    bounds = pairwise(accumulate(lengths, initial=begin))
+    return zip(orders, splits, groups, [data[start:stop] for start, stop in bounds], strict=True)

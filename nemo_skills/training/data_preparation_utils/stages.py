@@ -138,14 +138,14 @@ class Worker:
         groups: dict[bytes, list[Record]] = defaultdict(list)
         rows = size = 0
         for record in self.source.read(part):
-            groups[record.group].append(record)
-            rows, size = rows + 1, size + HEADER.size + len(record.raw)
+            groups[record[2]].append(record)
+            rows, size = rows + 1, size + HEADER.size + len(record[3])
         waiting = list(groups.values())[::-1]
         groups.clear()
         items: list[Item] = []
         while waiting:  # what is done needs no memory any more
             group = waiting.pop()
-            items += [Item(r.order, orjson.loads(r.raw), r.raw, r.split, r.group) for r in group]
+            items += [Item(order, orjson.loads(raw), raw, split, key) for order, split, key, raw in group]
             if len(items) >= _BATCH or not waiting:
                 self._finish(work, self._through(work, items))
                 items = []
