@@ -107,6 +107,8 @@ class ModelConfig:
     restore_from_path: str = opt(MISSING, "Hugging Face folder (or name) of the model to start from")
     tensor_model_parallel_size: int = opt(1, "processes that share every matrix")
     context_parallel_size: int = opt(1, "processes that share every sequence")
+    pipeline_model_parallel_size: int = opt(1, "only 1: layers are spread by FSDP instead")
+    sequence_parallel: bool = opt(False, "accepted and ignored: it changes memory, not results")
     fsdp: bool = opt(
         True, "shard weights and optimiser over the data-parallel processes; false: copies (HSDP)"
     )
@@ -129,6 +131,10 @@ class ModelConfig:
         """Check sizes and shares."""
         for name in ("tensor_model_parallel_size", "context_parallel_size"):
             _require(getattr(self, name) > 0, f"model.{name} must be positive")
+        _require(
+            self.pipeline_model_parallel_size == 1,
+            "model.pipeline_model_parallel_size must be 1: FSDP, tensor and context parallelism spread models",
+        )
         for name in ("ffn_dropout", "attention_dropout", "hidden_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name} must be from 0 to below 1")
         _require(self.loss_chunk_size >= 0, "model.loss_chunk_size must be 0 or more")

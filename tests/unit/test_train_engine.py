@@ -62,6 +62,7 @@ def numbers(micro_batches: Sequence[Any]) -> list[int]:
         ("++model.data.train_ds.file_names=[/a.jsonl]", "not both"),
         ("++model.optim.betas=[0.9]", "two numbers"),
         ("++trainer.precision=16", "bf16"),
+        ("++model.pipeline_model_parallel_size=2", "must be 1"),
     ],
 )
 def test_wrong_settings(wrong: str, hint: str) -> None:

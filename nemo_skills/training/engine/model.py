@@ -60,7 +60,10 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     attention.register()
     settings = AutoConfig.from_pretrained(folder)
     refuse(settings, config, topology)
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": _attention(config, topology)}
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": _attention(config, topology, bf16=bf16),
+    }
     if topology.world_size > 1:
         options["distributed_config"] = _spread(config, topology, bf16=bf16)
     elif topology.device.type != "cpu":
@@ -110,10 +113,11 @@ def refuse(settings: Any, config: ModelConfig, topology: Topology) -> None:
         raise UserError("model.context_parallel_size needs our own attention: leave out attn_implementation.")
 
 
-def _attention(config: ModelConfig, topology: Topology) -> str:
+def _attention(config: ModelConfig, topology: Topology, *, bf16: bool) -> str:
     if config.attn_implementation is not None:
         return config.attn_implementation
-    if topology.device.type == "cuda" and topology.cp == 1:
+    # flash attention computes in half precision only
+    if bf16 and topology.device.type == "cuda" and topology.cp == 1:
         from transformers.utils import is_flash_attn_2_available
 
         if is_flash_attn_2_available():
