@@ -133,7 +133,7 @@ class ModelConfig:
             _require(getattr(self, name) > 0, f"model.{name} must be positive")
         _require(
             self.pipeline_model_parallel_size == 1,
-            "model.pipeline_model_parallel_size must be 1: FSDP, tensor and context parallelism spread models",
+            "model.pipeline_model_parallel_size must be 1: FSDP, tensor and context parallelism spread it",
         )
         for name in ("ffn_dropout", "attention_dropout", "hidden_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name} must be from 0 to below 1")
