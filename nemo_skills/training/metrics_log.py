@@ -58,8 +58,7 @@ class Sink(Protocol):
 class MetricsLog:
     """The figures of one run; only one process of it, rank 0, may have one. Use `MetricsLog.open`.
 
-    Names that the console knows: `loss`, `val_loss`, `lr`, `grad_norm`, `tokens_per_second` and `mfu`. Others
-    are logged as well. Figures of one step may come in several calls.
+    The console shows those in `_SHOWN`; others are logged as well. Figures of one step may come in several calls.
     """
 
     def __init__(self, folder: Path, sinks: tuple[Sink, ...]) -> None:
@@ -203,6 +202,10 @@ def _cut(path: Path, resume_step: int) -> None:
 _SHOWN = {
     "loss": "loss {:.4f}",
     "val_loss": "val loss {:.4f}",
+    "accuracy": "accuracy {:.1%}",
+    "val_accuracy": "val accuracy {:.1%}",
+    "rewards_margin": "margin {:.3g}",
+    "val_rewards_margin": "val margin {:.3g}",
     "grad_norm": "grad norm {:.3g}",
     "lr": "lr {:.3g}",
     "tokens_per_second": "{:,.0f} tokens/s",
