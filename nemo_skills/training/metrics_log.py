@@ -58,7 +58,7 @@ class Sink(Protocol):
 class MetricsLog:
     """The figures of one run; only one process of it, rank 0, may have one. Use `MetricsLog.open`.
 
-    The console shows those in `_SHOWN`; others are logged as well. Figures of one step may come in several calls.
+    The console shows those in `_SHOWN`; all are logged. Figures of one step may come in several calls.
     """
 
     def __init__(self, folder: Path, sinks: tuple[Sink, ...]) -> None:
