@@ -6,6 +6,7 @@ from enum import Enum
 from nemo_skills.evaluation.graders.mathematics import symbolic
 from nemo_skills.evaluation.graders.mathematics.latex import EMPTY, normalise, words
 from nemo_skills.evaluation.graders.mathematics.numbers import parse_number, same_number
+from nemo_skills.evaluation.graders.mathematics.several import parse_several, same_several
 
 _ASSIGNMENT = re.compile(
     r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\(\s*\\?\w+\s*\))?)\s*(?:=|\\in(?![a-z]))\s*(?P<value>[^=]+)$"
@@ -57,6 +58,9 @@ def _cheaply(left: str, right: str, tolerance: float) -> bool | None:
         return same_number(expected, given, tolerance)
     if EMPTY in (left, right):
         return False
+    some, others = parse_several(left), parse_several(right)
+    if some is not None and others is not None:
+        return same_several(some, others, tolerance)
     left_words, right_words = words(left), words(right)
     if left_words is None:
         return None
