@@ -2,7 +2,7 @@
 
 NeMo's algorithms are written here after their description: sequences in falling or random order, each put
 into the first pack with room for it, where the sum of a pack is taken anew at every look. Their time grows
-with the square of the number of sequences: the random order is measured at `sequences` (about 90 s), the
+with the square of the number of sequences: the random order is measured at `sequences` (under 3 minutes), the
 falling order at a tenth of that. For 300,000 sequences the printed time is extrapolated, NOT measured;
 `speedup_vs_first_fit` is measured, theirs over ours at `sequences`. Times are processor seconds.
 Lengths: log-normal with about 3.7 sequences to a pack of 16384, and GSM8K's training rows (question and
