@@ -97,11 +97,14 @@ def test_spread_over_two_processes(model: Path, pairs: Path, tmp_path: Path) -> 
     held_out = write_pairs(tmp_path / "held-out.jsonl", 21, seed=1)
     steady = {VALIDATION: held_out, "trainer__dpo__max_steps": 3, "trainer__dpo__val_check_interval": 3}
     both: dict[str, Any] = {"model__dpo__sft_loss_weight": 0.2, "model__dpo__sft_average_log_probs": True}
+    # the start is the model without adapters
+    lora: dict[str, Any] = {"model__peft__peft_scheme": "lora"}
     cases: dict[str, dict[str, Any]] = {
         "fsdp": {},
         "copies": {"model__fsdp": False},
         "tp": {"model__tensor_model_parallel_size": 2},
         "cp": {"model__context_parallel_size": 2, **both},
+        "lora": lora,
     }
 
     def args(name: str, **more: Any) -> list[str]:
@@ -116,12 +119,15 @@ def test_spread_over_two_processes(model: Path, pairs: Path, tmp_path: Path) -> 
     assert ended.returncode == 0, ended.stderr[-5000:]
     assert train_here(args("one"), "dpo")
     assert train_here(args("one-both", **both), "dpo")
+    assert train_here(args("one-lora", **lora), "dpo")
+    assert metrics(tmp_path / "one-lora")[1, "loss"] == pytest.approx(0.693147, abs=1e-5)
     for name in cases:
-        reference = metrics(tmp_path / ("one-both" if name == "cp" else "one"))
+        reference = metrics(tmp_path / {"cp": "one-both", "lora": "one-lora"}.get(name, "one"))
         # margins are small differences of large numbers
         assert metrics(tmp_path / name) == pytest.approx(reference, rel=1e-5, abs=2e-6), name
         shares = json.loads((tmp_path / name / "shards.json").read_text())
-        assert set(shares.values()) == {1.0 if name == "copies" else 0.5}
+        # adapters are in every process
+        assert set(shares.values()) - {None} == {1.0 if name == "copies" else 0.5}
 
 
 def test_kills_and_signals(model: Path, pairs: Path, tmp_path: Path) -> None:
@@ -136,7 +142,7 @@ def test_kills_and_signals(model: Path, pairs: Path, tmp_path: Path) -> None:
     args = sft_args(model, pairs, output, **more)
     for how, at, code in ((signal.SIGKILL, 8, -signal.SIGKILL), (signal.SIGTERM, 15, 3)):
         main = subprocess.Popen(main_argv(args, "dpo"), env=ONE_THREAD, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while steps_done(output) < at and main.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         main.send_signal(how)
@@ -153,15 +159,6 @@ def test_kills_and_signals(model: Path, pairs: Path, tmp_path: Path) -> None:
 def steps_done(output: Path) -> int:
     log = output / "metrics.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
-def test_adapters(model: Path, pairs: Path, tmp_path: Path) -> None:
-    """The start is the model without adapters."""
-    more = {"model__peft__peft_scheme": "lora", "trainer__dpo__max_steps": 3}
-    assert train_here(sft_args(model, pairs, tmp_path, **more), "dpo")
-    lines = figures(tmp_path)
-    assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
-    assert lines[2]["rewards_margin"] != 0
 
 
 def test_mistakes_in_rows(model: Path, tmp_path: Path) -> None:
