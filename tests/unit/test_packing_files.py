@@ -257,3 +257,11 @@ def test_context_parallel_multiples() -> None:
         assert config.multiple % (2 * size) == 0 or size == 1
         if math.log2(size).is_integer() and size > 1:
             assert config.multiple == max(16, 2 * size)
+
+
+def test_reading_the_settings_imports_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "numpy", "hydra"}
+    mains = "nemo_skills.training.prepare_packed_ft_dataset, nemo_skills.training.merge_packed_data"
+    code = f"import sys, {mains}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
