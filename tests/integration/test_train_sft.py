@@ -220,6 +220,10 @@ def test_combinations_that_are_silently_wrong_are_refused(tmp_path: Path, model:
     for sizes in ({"dp": 2}, {"cp": 2}):
         with pytest.raises(UserError, match="tied"):
             check(tied, tp=2, **sizes)
+    experts = build_small(tmp_path / "experts", "mixtral", num_local_experts=4, num_experts_per_tok=2)
+    check(experts, dp=4)
+    with pytest.raises(UserError, match="experts"):
+        check(experts, tp=2)
     with pytest.raises(UserError, match="key-value heads"):
         check(model, tp=4)
     with pytest.raises(UserError, match="leave out attn_implementation"):

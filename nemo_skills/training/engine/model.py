@@ -19,6 +19,9 @@ from nemo_skills.training.engine.parallel import Topology
 
 LOG = get_logger(__name__)
 
+# how configs of mixture-of-experts models call their number
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
 
 def find_model(name: str, topology: Topology) -> Path:
     """Return the folder of a model; one that is named is downloaded, or found in the cache.
@@ -105,6 +108,11 @@ def refuse(settings: Any, config: ModelConfig, topology: Topology) -> None:
             "This model's input and output embeddings are tied, which gives wrong results with tensor "
             "parallelism and several data- or context-parallel processes at once. Use "
             "model.tensor_model_parallel_size=1, or no other processes than the tensor-parallel ones."
+        )
+    if tp > 1 and any(getattr(text, name, None) for name in _EXPERTS):
+        raise UserError(
+            "The experts of this model cannot be split in training: use model.tensor_model_parallel_size=1; "
+            "FSDP spreads them over the processes."
         )
     heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", tp)
     if heads % tp:
