@@ -23,7 +23,7 @@ from nemo_skills.training.data_preparation_utils.inputs import find_inputs
 from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
 from nemo_skills.training.data_preparation_utils.pairs import FormatPairs, MakePairs
 from nemo_skills.training.data_preparation_utils.reading import ReadGenerations
-from nemo_skills.training.data_preparation_utils.sampling import MajorityAgreement, PassRate
+from nemo_skills.training.data_preparation_utils.sampling import Deduplicate, MajorityAgreement, PassRate
 from nemo_skills.training.data_preparation_utils.shingles import shingles
 from tests.conftest import REPO
 
@@ -191,6 +191,13 @@ def test_arithmetic_agrees_with_worked_solutions(tmp_path: Path) -> None:
 )
 def test_code_blocks(text: str, reason: str | None) -> None:
     assert CodeBlocks(required=True).reject({"generation": text}) == reason
+
+
+def test_duplicates_agree_in_every_field() -> None:
+    rows = [{"a": "X y ", "b": "1"}, {"a": "x  y", "b": " 1"}, {"a": "x", "b": "y 1"}, {"a": "x y", "b": "2"}]
+    assert Deduplicate(fields=("a", "b")).reject(rows) == [None, "duplicate", None, None]
+    assert Deduplicate(fields=("a", "b"), normalise=False).reject(rows) == [None] * 4
+    assert Deduplicate(fields=()).reject(rows) == [None, *["duplicate"] * 3]
 
 
 def test_majority_and_pass_rate() -> None:

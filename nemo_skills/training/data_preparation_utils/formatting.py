@@ -36,14 +36,17 @@ class PromptOptions:
 
     def asked(self, row: Row) -> list[Message] | str:
         """Return the request for a row; rows of the same problem mostly follow one another."""
-        keys = self.prompt.keys
-        if keys is None:
+        if self._keys is None:
             return self.prompt.fill(row)
-        values = [row.get(key) for key in keys]
+        values = [row.get(key) for key in self._keys]
         if self._last.values != values:
             self._last.request = self.prompt.fill(row)
             self._last.values = values
         return self._last.request
+
+    @functools.cached_property
+    def _keys(self) -> tuple[str, ...] | None:
+        return self.prompt.keys
 
     @functools.cached_property
     def _last(self) -> "_Request":

@@ -21,16 +21,16 @@ class Deduplicate(GroupFilter):
         """Reject what was there before."""
         if len(rows) == 1:
             return [None]
-        seen: set[tuple[str, ...]] = set()
+        seen: set[str] = set()
         reasons: list[str | None] = []
         for row in rows:
-            parts = tuple([self._normal(as_text(row.get(field))) for field in self.fields])
-            reasons.append("duplicate" if parts in seen else None)
-            seen.add(parts)
+            parts = [as_text(row.get(field)) for field in self.fields]
+            if self.normalise:
+                parts = [" ".join(part.lower().split()) for part in parts]
+            text = "\0".join(parts)
+            reasons.append("duplicate" if text in seen else None)
+            seen.add(text)
         return reasons
-
-    def _normal(self, text: str) -> str:
-        return " ".join(text.lower().split()) if self.normalise else text
 
 
 @dataclass(frozen=True, kw_only=True)

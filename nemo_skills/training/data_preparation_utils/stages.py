@@ -83,14 +83,17 @@ class Router:
                 writer.put(part, item.order, item.split, _NO_GROUP, item.text())
 
     def _by_group(self, key: str, items: Iterable[Item], writer: RunWriter) -> None:
-        parts = self.spill.parts
+        parts, last = self.spill.parts, None
+        group, part = _NO_GROUP, 0
         for item in items:
             try:
                 text = key_text(item.row, key)
             except UserError as error:
                 raise RowProblemError(str(error), f"grouping by '{key}'", item.order) from None
-            group = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            part = int.from_bytes(group[:8], "big") * parts >> 64
+            if text != last:
+                last = text
+                group = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                part = int.from_bytes(group[:8], "big") * parts >> 64
             writer.put(part, item.order, item.split, group, item.text())
 
     def _by_lot(self, seed: int, items: Iterable[Item], writer: RunWriter) -> None:
