@@ -11,6 +11,7 @@ from typing import Literal
 
 HELD_OUT = 500
 """Pairs of numbers that only the test split has."""
+_TRAINED_TIMES = 3
 _NUMBERS = range(10, 100)
 _NAMES = ("Ana", "Ben", "Chloe", "Dmitri", "Emeka", "Fatima", "Goran", "Hana")
 _THINGS = ("marbles", "stamps", "shells", "cards", "pencils", "apples")
@@ -34,17 +35,19 @@ class Problem:
 
 
 def problems(split: Split, seed: int = 0) -> Iterator[Problem]:
-    """Yield the problems of a split: each pair of numbers once, in an order that the seed decides.
+    """Yield the problems of a split in an order that the seed decides.
 
-    The pairs of the test split are the same for every seed.
+    To train on there are several problems with each pair of numbers; in the test split, whose pairs are the
+    same for every seed, there is one.
     """
     pairs = [(a, b) for a in _NUMBERS for b in _NUMBERS]
     random.Random(0).shuffle(pairs)
     chosen = pairs[:HELD_OUT] if split == "test" else pairs[HELD_OUT:]
     dice = random.Random(seed)
-    dice.shuffle(chosen)
-    for a, b in chosen:
-        yield _problem(a, b, dice)
+    for _ in range(1 if split == "test" else _TRAINED_TIMES):
+        dice.shuffle(chosen)
+        for a, b in chosen:
+            yield _problem(a, b, dice)
 
 
 def solution(a: int, b: int) -> str:

@@ -175,6 +175,8 @@ def prepare(folder: Folder, seed: int) -> None:
 
 def train(folder: Folder, seed: int) -> None:
     """Fine-tune on the packed rows."""
+    # matrices this small are not worth sharing, least of all with a busy machine
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     ns(
         "train",
         f"--hf_model={folder.model}",
