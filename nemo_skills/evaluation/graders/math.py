@@ -65,7 +65,7 @@ class MathGrader:
     measure: ClassVar[str] = "symbolic_correct"
     version: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 5.0
-    soft_timeout_s: ClassVar[float | None] = 0.08
+    soft_timeout_s: ClassVar[float | None] = 0.05
 
     def __init__(self, options: MathOptions) -> None:
         self._options = options

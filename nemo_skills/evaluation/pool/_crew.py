@@ -41,8 +41,8 @@ class Task:
     raw: bytes
     attempts: int = 0
     """How many workers have died over it."""
-    limit: float | None = None
-    """Its time limit in the second round; None in the first."""
+    round: int = 0
+    """How often it was put off because it took long."""
 
 
 @dataclass(kw_only=True)

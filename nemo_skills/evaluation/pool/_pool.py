@@ -18,8 +18,9 @@ _LARGEST_BATCH = 256
 # batches at a worker: one to work on, one so that it need not wait for the next
 _AHEAD = 2
 _ATTEMPTS = 2
-# of the time that all others took, for answers that need more than the soft limit
-_SECOND_ROUND = 0.1
+_LONGER = 10.0
+# of the time limit and of the time since the start: how long rounds after the first may be in vain
+_IN_VAIN = (0.5, 0.1)
 _SHORTEST_WAIT_S = 0.001
 
 
@@ -30,14 +31,21 @@ class Limits:
     timeout_s: float
     """For one answer, from the moment when a process begins it."""
     soft_timeout_s: float | None = None
-    """Answers that take longer are put off until all others are done. Then they are begun anew, with
-    `timeout_s` each, as long as they do not take longer together than `timeout_s` or a tenth of the time
-    that all others took; many of them share that time, or are given up. Both limits are processor time then.
-    None: there is but one round, and the clock on the wall counts."""
+    """Answers that take longer are put off until all others are done, then begun anew with ten times as
+    much, then with `timeout_s`. A round ends early, and what is left of it is given up, when answers that
+    used up their time have taken half of `timeout_s`, or a tenth of the time since the start, on every
+    processor. All this is processor time. None: there is but one round, and the clock on the wall counts."""
     processes: int = 0
     """0: as many as there are processors."""
     memory_mb: int = 2048
     """For one process; 0 is no limit."""
+
+    @property
+    def rounds(self) -> tuple[float, ...]:
+        """The time limit of each round."""
+        soft = self.soft_timeout_s
+        longer = () if soft is None else (soft, _LONGER * soft)
+        return (*(limit for limit in longer if limit < self.timeout_s), self.timeout_s)
 
     @property
     def workers(self) -> int:
@@ -120,6 +128,7 @@ class _Shift:
         self._limits = limits
         self._window = Window([])
         self._since = time.monotonic()
+        self._in_vain = 0.0
         self._pace = _Pace()
         self._stillborn = 0
         self._selector = selectors.DefaultSelector()
@@ -170,11 +179,8 @@ class _Shift:
 
     def _limit(self, worker: Worker) -> float:
         """Return how long the answer that a worker is at may take."""
-        soft, at = self._limits.soft_timeout_s, worker.in_work()
-        if soft is None:
-            return self._limits.timeout_s
-        limit = worker.tasks[at].limit if at is not None else None
-        return min(soft, self._limits.timeout_s) if limit is None else limit
+        at = worker.in_work()
+        return self._limits.rounds[0 if at is None else worker.tasks[at].round]
 
     def _hear(self, worker: Worker) -> None:
         graded = worker.read()
@@ -191,7 +197,7 @@ class _Shift:
         batch = self._pace.batch
         ready = not (worker.killed or worker.wants_to_send)
         if ready and len(worker.tasks) <= (_AHEAD - 1) * batch:
-            tasks = self._window.take(batch) or self._second_round(batch)
+            tasks = self._take(batch)
             if tasks:
                 worker.send(tasks)
         write = selectors.EVENT_WRITE if worker.wants_to_send else 0
@@ -206,21 +212,22 @@ class _Shift:
         if worker.progress == progress:
             worker.kill()
 
-    def _second_round(self, batch: int) -> list[Task]:
-        """Begin the second round when there is nothing else to do; return the first answers of it."""
-        slow = self._window.second_round()
-        if not slow:
-            return []
+    def _take(self, batch: int) -> list[Task]:
+        """Return answers to grade; those of a round that was in vain for too long are given up."""
+        while True:
+            tasks = self._window.take(batch)
+            if not tasks and self._window.next_round():
+                self._in_vain = 0.0
+                continue
+            if not tasks or not tasks[0].round or self._in_vain < self._most_in_vain():
+                return tasks
+            for task in tasks:
+                self._give_up(task, task.round - 1, "; too many others did for a longer try")
+
+    def _most_in_vain(self) -> float:
+        of_limit, of_all = _IN_VAIN
         passed = time.monotonic() - self._since
-        together = max(self._limits.timeout_s, passed * _SECOND_ROUND) * self._limits.workers
-        each = min(self._limits.timeout_s, together / len(slow))
-        assert self._limits.soft_timeout_s is not None
-        if each <= self._limits.soft_timeout_s:
-            for task in slow:
-                self._give_up(task, self._limits.soft_timeout_s, "; too many others did to give each more")
-            return []
-        self._window.give_back(replace(task, limit=each) for task in slow)
-        return self._window.take(batch)
+        return max(of_limit * self._limits.timeout_s, of_all * passed) * self._limits.workers
 
     def _bury(self, worker: Worker) -> None:
         """See to the answers of a dead worker, and ask for another."""
@@ -238,17 +245,19 @@ class _Shift:
         self._crew.ask_for(worker.slot)
 
     def _judge(self, task: Task, killed: bool) -> None:
-        limits = self._limits
-        if killed and task.limit is None and limits.soft_timeout_s is not None:
-            self._window.put_off(task)
+        rounds = self._limits.rounds
+        if killed and task.round:
+            self._in_vain += rounds[task.round]
+        if killed and task.round + 1 < len(rounds):
+            self._window.put_off(replace(task, round=task.round + 1))
         elif killed:
-            self._give_up(task, task.limit or limits.timeout_s)
+            self._give_up(task, task.round)
         elif task.attempts + 1 < _ATTEMPTS:
             self._window.give_back([replace(task, attempts=task.attempts + 1)])
         else:
             why = {"error": f"{_ATTEMPTS} grading processes died over this answer"}
             self._window.settle(task, Grade(verdict=Verdict.grader_error, details=why))
 
-    def _give_up(self, task: Task, limit: float, more: str = "") -> None:
-        why = {"error": f"grading took more than {limit:.3g} s{more}"}
+    def _give_up(self, task: Task, last_round: int, more: str = "") -> None:
+        why = {"error": f"grading took more than {self._limits.rounds[last_round]:g} s{more}"}
         self._window.settle(task, Grade(verdict=Verdict.timed_out, details=why))

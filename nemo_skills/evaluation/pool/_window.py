@@ -81,8 +81,13 @@ class Window:
                 self._read()
             if not self._waiting:
                 break
+            # slow ones are handed out one by one
+            if tasks and self._waiting[0].round:
+                break
             tasks.append(self._waiting.popleft())
             size += len(tasks[-1].raw)
+            if tasks[-1].round:
+                break
         return tasks
 
     def give_back(self, tasks: Iterable[Task]) -> None:
@@ -90,15 +95,16 @@ class Window:
         self._waiting.extendleft(reversed(list(tasks)))
 
     def put_off(self, task: Task) -> None:
-        """Keep an answer for the second round."""
+        """Keep an answer for the next round."""
         self._slow.append(task)
 
-    def second_round(self) -> list[Task]:
-        """Return the answers for a second round, if nothing else is left to hand out."""
-        if self._waiting or self._has_room():
-            return []
-        slow, self._slow = self._slow, []
-        return slow
+    def next_round(self) -> bool:
+        """Go on with the answers that were put off, if nothing else is left; return whether there are any."""
+        if self._waiting or self._has_room() or not self._slow:
+            return False
+        self._waiting.extend(self._slow)
+        self._slow = []
+        return True
 
     def settle(self, task: Task, grade: Grade) -> None:
         """Note the grade of an answer."""
