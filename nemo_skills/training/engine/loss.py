@@ -33,6 +33,9 @@ def install_token_losses(model: Any, chunk_size: int, device: torch.device) -> N
     inputs = _probe_inputs(device)
     targets = inputs["input_ids"][0].roll(-1)
     original_model, original_head = model.forward, head.forward
+    if not isinstance(getattr(model, model.base_model_prefix, None), torch.nn.Module):
+        model.forward = _OwnLogits(original_model)
+        return
     expected = cross_entropy(model(**inputs).logits[0].float(), targets, reduction="none")
     head.forward = _ChunkedHead(original_head, chunk_size)
     model.forward = types.MethodType(_forward, model)
