@@ -7,6 +7,7 @@ shuffle, write JSONL. The loop holds the data in memory; so does `datasets`, in 
 core. `vs_datasets_map` compares rows per second, two processes against two. Both are medians of interleaved
 runs. Memory is the peak of the resident set, summed over all processes of a run, at the smaller and at the
 larger number of rows.
+`datasets` comes with the extra `trl`, and is left out where it is not installed.
 Run: `python benchmarks/prepare_data.py [rows] [large] [repeats]`. The last line is one JSON object.
 """
 

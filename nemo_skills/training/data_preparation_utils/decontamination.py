@@ -122,7 +122,9 @@ def _similar_texts(sets: Iterable[frozenset[int]]) -> "SimilarTexts":
         # numpy is no dependency of the package: most configs do without it
         from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
     except ImportError:
-        raise UserError("similarity needs numpy: pip install numpy, or give similarity=1") from None
+        raise UserError(
+            "similarity needs numpy: pip install 'nemo-skills[train]', or give similarity=1"
+        ) from None
     return SimilarTexts(sets)
 
 
