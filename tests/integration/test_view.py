@@ -71,7 +71,8 @@ def write_run(folder: Path, rows: list[dict[str, Any]]) -> Path:
     (benchmark / "output.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = Counts(total=len(rows), correct=len(rows))
     report = BenchmarkReport(
-        benchmark="gsm8k", eval_type="math", measure="correct", rows=len(rows), samples=1, valid=True,
+        benchmark="gsm8k", eval_type="math", measure="correct", rows=len(rows), samples=1, valid=False,
+        why_invalid="too many were cut off",
         counts=counts, metrics={"pass@1": {"correct": Score(value=12.345, problems=len(rows))}},
     )  # fmt: skip
     (benchmark / "metrics.json").write_text(json.dumps(report.to_json()))
@@ -93,7 +94,7 @@ def test_reading(browser: Browser, view: Open, weird_tmp_path: Path) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    assert "12.35 %" in page.inner_text("table")
+    assert "12.35 % invalid: too many were cut off" in page.inner_text("table")
     page.click("text=eval-results/gsm8k/output.jsonl")
     assert numbers(page) == list(range(20))
 

@@ -4,13 +4,24 @@ import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
 STEP = 256
 """Rows between two places that the index knows."""
 _SLICE_ROWS = 50_000
+
+
+class _State(NamedTuple):
+    """What tells a file from another one at its place."""
+
+    inode: int
+    size: int
+
+    def is_of(self, earlier: "_State") -> bool:
+        """Whether it is the same file, which may have grown."""
+        return self.inode == earlier.inode and self.size >= earlier.size
 
 
 class RowFile:
@@ -21,24 +32,25 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._marks = array("Q", [0])
-        self._rows = 0
-        self._bytes = 0
         self._lock = threading.Lock()
+        self._indexing: threading.Thread | None = None
+        self._forget(self._look())
 
     def count(self) -> int | None:
         """Return the number of rows; None while they are being counted."""
-        return self._rows if self._bytes >= self._size() else None
+        now = self._look()
+        return self._rows if now.is_of(self._seen) and self._bytes >= now.size else None
 
     def index(self) -> None:
         """Read the whole file once; returns when all rows are known."""
-        while self._bytes < self._size():
+        while self.count() is None:
             self._extend(self._rows + _SLICE_ROWS)
 
     def index_in_background(self) -> None:
         """Start to count the rows, if that has not been done."""
-        if self.count() is None:
-            threading.Thread(target=self.index, daemon=True).start()
+        if self.count() is None and (self._indexing is None or not self._indexing.is_alive()):
+            self._indexing = threading.Thread(target=self.index, daemon=True)
+            self._indexing.start()
 
     def lines(self, start: int) -> Iterator[bytes]:
         """Yield the lines from a row on; blank ones are empty."""
@@ -57,15 +69,22 @@ class RowFile:
         lines = self.lines(start)
         return [line for line, _ in zip(lines, range(end - start), strict=False)]
 
-    def _size(self) -> int:
-        return self.path.stat().st_size
+    def _look(self) -> "_State":
+        stat = self.path.stat()
+        return _State(stat.st_ino, stat.st_size)
+
+    def _forget(self, state: "_State") -> None:
+        self._seen = state
+        self._marks = array("Q", [0])
+        self._rows = self._bytes = 0
 
     def _extend(self, rows: int) -> None:
         """Know where rows begin, up to so many, if there are."""
         with self._lock:
-            if self._size() < self._bytes:
-                # another file has taken its place
-                self._marks, self._rows, self._bytes = array("Q", [0]), 0, 0
+            now = self._look()
+            if not now.is_of(self._seen):
+                # another file has taken its place, as when answers are graded
+                self._forget(now)
             if self._rows < rows:
                 with self.path.open("rb") as file:
                     self._read(file, rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Score
+from nemo_skills.evaluation.metrics.report import BenchmarkReport
 from nemo_skills.evaluation.viewer.rows import RowFile
 
 _METRICS = "metrics.json"
@@ -21,8 +21,8 @@ class OutputFile:
     name: str
     """Its path in that folder."""
     rows: RowFile
-    score: Score | None = None
-    counts: Counts | None = None
+    report: BenchmarkReport | None = None
+    """The scores of its benchmark."""
 
     @property
     def benchmark(self) -> str:
@@ -52,18 +52,16 @@ def find_files(folders: Sequence[Path]) -> tuple[OutputFile, ...]:
             raise UserError(f"{folder} does not exist")
         paths = [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl"))
         for path in paths:
-            score, counts = _report(path.parent / _METRICS)
             name = path.name if path == folder else str(path.relative_to(folder))
-            file = OutputFile(run=str(folder), name=name, rows=RowFile(path), score=score, counts=counts)
-            found.append(file)
+            report = _report(path.parent / _METRICS)
+            found.append(OutputFile(run=str(folder), name=name, rows=RowFile(path), report=report))
     if not found:
         raise UserError(f"no .jsonl file in {', '.join(map(str, folders))}")
     return tuple(found)
 
 
-def _report(path: Path) -> tuple[Score | None, Counts | None]:
+def _report(path: Path) -> BenchmarkReport | None:
     try:
-        report = BenchmarkReport.from_json(json.loads(path.read_text()))
+        return BenchmarkReport.from_json(json.loads(path.read_text()))
     except (OSError, ValueError):
-        return None, None
-    return report.score, report.counts
+        return None
