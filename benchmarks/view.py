@@ -1,7 +1,7 @@
 """How soon `ns view` shows a file of a million rows: the first page, and the last one.
 
-The server is a process of its own; the time is that of a request, to its last byte. `wc -l` of the same file is
-the limit for anything that reads it. Memory is the server's at the end.
+The server is a process of its own; the time is that of a request, to its last byte. `wc -l` of the same file
+is the limit for anything that reads it. Memory is the server's at the end.
 
 Run: `python benchmarks/view.py [--rows 1000000]`. The last line is one JSON object.
 """
