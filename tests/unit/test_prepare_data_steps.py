@@ -284,6 +284,31 @@ def test_questions_are_looked_up_by_name_of_a_prepared_benchmark(
     assert words_of("It's  50%, isn’t it?") == ("it", "s", "50", "isn", "t", "it")
 
 
+def test_questions_are_found_in_conversations(tmp_path: Path) -> None:
+    question = "What is the colour of a red apple?"
+    step = Decontaminate(against=questions(tmp_path, question))
+    system = {"role": "system", "content": "You are a patient tutor who explains every step in full."}
+    opening = [
+        {"role": "user", "content": "Tell me a long story about two trains that pass each other at night."},
+        {"role": "assistant", "content": "Once there were two trains. " * 20},
+    ]
+
+    def reason(value: Any) -> str | None:
+        (found,) = step.reject([{"problem": value}])
+        return found
+
+    asked = {"role": "user", "content": question}
+    in_parts = {"role": "user", "content": [{"type": "text", "text": question}, {"type": "image"}]}
+    answer = {"role": "assistant", "content": "It is red, as the question says; what else could it be? " * 9}
+    for conversation in ([asked], [system, asked, answer], [system, *opening, in_parts, answer]):
+        assert reason(conversation) == "is a benchmark's question"
+    assert reason([opening[0]["content"], question]) == "is a benchmark's question"
+    assert reason([{"turn": opening[0]["content"]}, {"turn": question}]) == "is a benchmark's question"
+    told = {"role": "assistant", "content": f"Here is a puzzle. {question} Explain how you got there."}
+    assert reason([*opening[:1], told]) == "shares passages with a benchmark"
+    assert reason([system, *opening, {"role": "assistant", "content": None}]) is None
+
+
 # ---- formatting
 
 

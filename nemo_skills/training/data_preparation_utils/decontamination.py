@@ -16,6 +16,7 @@ from nemo_skills.prompt.text import as_text
 from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, key_text, require
 from nemo_skills.training.data_preparation_utils.inputs import find_inputs
 from nemo_skills.training.data_preparation_utils.shingles import shingles
+from nemo_skills.training.data_preparation_utils.turns import turns_of
 
 if TYPE_CHECKING:
     from nemo_skills.training.data_preparation_utils.minhash import SimilarTexts
@@ -27,7 +28,7 @@ _WORD = re.compile(r"\w+")
 class Decontaminate(GroupFilter):
     """Drops problems that occur in benchmarks: the same words, long passages, or much the same wording."""
 
-    key: str = opt("problem", "the text to look up")
+    key: str = opt("problem", "the text to look up, or a list of messages")
     against: str | None = opt(
         None, "files of questions, or names of prepared benchmarks; null or empty looks nothing up"
     )
@@ -61,8 +62,17 @@ class Decontaminate(GroupFilter):
         return _Questions(self, list(self._questions(find_benchmarks(self.against or ""))))
 
     def reject(self, rows: Sequence[Row]) -> Sequence[str | None]:
-        """Reject all rows of a problem or none."""
-        return [self._index.reason(words_of(key_text(rows[0], self.key)))] * len(rows)
+        """Reject all rows of a problem or none; of a conversation, every question is looked up."""
+        reasons = (self._index.reason(words_of(text)) for text in self._texts(rows[0]))
+        return [next(filter(None, reasons), None)] * len(rows)
+
+    def _texts(self, row: Row) -> list[str]:
+        turns = turns_of(row.get(self.key))
+        if not turns:
+            return [key_text(row, self.key)]
+        asked = [turn.text for turn in turns if turn.role == "user"]
+        # a question may also stand in a system message, or be repeated in an answer
+        return asked if len(asked) == len(turns) == 1 else [*asked, "\n".join(turn.text for turn in turns)]
 
     def _questions(self, files: InputFiles) -> Iterator[tuple[str, ...]]:
         for block in files.blocks():
