@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.core.hydra import MISSING, opt
+from nemo_skills.training.batch_sizes import check_batch, fitting_batch
 
 _OPTIMISERS = ("adamw", "fused_adam", "distributed_fused_adam")
 
@@ -19,7 +20,9 @@ class DatasetConfig:
     file_path: str | None = opt(None, "file of rows (.jsonl), or packed file (.npy)")
     file_names: list[str] | None = opt(None, "several such files, one after the other")
     micro_batch_size: int = opt(1, "rows (packs, when packed) that one process computes at once")
-    global_batch_size: int = opt(32, "rows (packs, when packed) of one step over all processes")
+    global_batch_size: int | None = opt(
+        None, "rows (packs, when packed) of one step over all processes; null: 32, or the next that fits"
+    )
     max_seq_length: int = opt(4096, "longer rows are cut to so many tokens")
     packed_sequence: bool = opt(False, "the files are packed, see prepare_packed_ft_dataset")
     hf_dataset: bool = opt(False, "accepted and ignored: rows are read from disk when they are needed anyway")
@@ -28,7 +31,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         """Check sizes."""
         for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):
-            _require(getattr(self, name) > 0, f"{name} must be positive")
+            _require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive")
         _require(self.max_seq_length > 1, "max_seq_length must be at least 2")
         _require(self.file_path is None or not self.file_names, "give file_path or file_names, not both")
 
@@ -36,6 +39,10 @@ class DatasetConfig:
     def files(self) -> tuple[str, ...]:
         """The files given."""
         return (self.file_path,) if self.file_path is not None else tuple(self.file_names or ())
+
+    def batch_size(self, dp: int) -> int:
+        """Rows of one step, with so many data-parallel processes."""
+        return self.global_batch_size or fitting_batch(self.micro_batch_size, dp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +265,14 @@ class TrainingConfig:
     exp_manager: ExpManagerConfig = opt(ExpManagerConfig, "results")
 
     def __post_init__(self) -> None:
-        """There is nothing to do without data."""
-        _require(bool(self.model.data.train_ds.files), "model.data.train_ds.file_path is missing")
+        """There is nothing to do without data; where the number of processes is known, they can share it."""
+        train_ds = self.model.data.train_ds
+        _require(bool(train_ds.files), "model.data.train_ds.file_path is missing")
+        processes = (self.trainer.devices or 0) * (self.trainer.num_nodes or 0)
+        shared = self.model.tensor_model_parallel_size * self.model.context_parallel_size
+        # what cannot be divided into such groups is told when they are started
+        if train_ds.global_batch_size and processes > 0 and processes % shared == 0:
+            check_batch(train_ds.global_batch_size, train_ds.micro_batch_size, processes // shared)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,17 +117,20 @@ def test_data_order(rows: int, step: int, dp: int, micro: int, accumulate: int) 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 8))
 @settings(deadline=None)
 def test_batches_that_cannot_be_divided(size: int, micro: int, dp: int) -> None:
-    from nemo_skills.training.engine.data import check_batch
+    """Given ones are refused with values that fit; the default is such a value."""
+    from nemo_skills.training.batch_sizes import check_batch
 
-    config = DatasetConfig(micro_batch_size=micro, global_batch_size=size)
+    chosen = DatasetConfig(micro_batch_size=micro).batch_size(dp)
+    check_batch(chosen, micro, dp)
+    assert 32 <= chosen < 32 + micro * dp
     if size % (micro * dp) == 0:
-        check_batch(config, dp)
+        check_batch(size, micro, dp)
         return
     with pytest.raises(UserError, match="nearest values that are: ") as caught:
-        check_batch(config, dp)
+        check_batch(size, micro, dp)
     named = str(caught.value).rpartition(": ")[2].rstrip(".").split(" or ")
     for value in map(int, named):
-        check_batch(DatasetConfig(micro_batch_size=micro, global_batch_size=value), dp)
+        check_batch(value, micro, dp)
         assert abs(value - size) < micro * dp
 
 

@@ -6,9 +6,9 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.pipeline.cluster.config import ClusterConfig, Container
 from nemo_skills.pipeline.launch import slurm
 from nemo_skills.pipeline.launch.plan import PYTHON, Job
-from nemo_skills.pipeline.main_args import encode_override
+from nemo_skills.pipeline.main_args import encode_override, validate
 from nemo_skills.pipeline.options import JobOptions, NodeOptions, TrainOptions, WandbOptions
-from nemo_skills.pipeline.train import Request, plan_train, wandb_values
+from nemo_skills.pipeline.train import SCHEMA, Request, main_arguments, plan_train, wandb_values
 from tests.golden_files import assert_golden
 
 BARE = ClusterConfig(
@@ -123,3 +123,13 @@ def test_wandb_is_used_where_there_is_a_key_or_a_project() -> None:
         "exp_manager.create_wandb_logger": True, f"{kwargs}.project": "p", f"{kwargs}.name": "t"
     }  # fmt: skip
     assert f"{kwargs}.project" not in wandb_values(WandbOptions(), "t", key=True)
+
+
+def test_batches_that_the_processes_cannot_share_are_refused_at_submission() -> None:
+    """64 processes: alone they take 64 rows, in groups of four any multiple of 16."""
+    nodes = NodeOptions(num_gpus=8, num_nodes=8)
+    tp, size = "++model.tensor_model_parallel_size=4", "++model.data.train_ds.global_batch_size=32"
+    for args in ((), (tp,), (tp, size)):
+        validate(SCHEMA, main_arguments(request(nodes=nodes, args=args)))
+    with pytest.raises(UserError, match=r"train_ds.global_batch_size=32 .* nearest values that are: 64\."):
+        validate(SCHEMA, main_arguments(request(nodes=nodes, args=(size,))))

@@ -17,7 +17,7 @@ from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.engine.samples import Document, Samples, document, open_samples
 
-__all__ = ["Batches", "MicroBatch", "check_batch", "collate", "document", "open_samples"]
+__all__ = ["Batches", "MicroBatch", "collate", "document", "open_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,13 @@ class Batches:
     """The steps of a run: which samples each process computes is a function of seed and samples consumed."""
 
     def __init__(self, samples: Samples, config: DatasetConfig, topology: Topology, seed: int) -> None:
-        """Check that the batch can be divided.
+        """Begin with the first epoch.
 
         Raises:
-            UserError: there are no rows, or the sizes do not fit.
+            UserError: there are no rows.
         """
         if not len(samples):
             raise UserError(f"{', '.join(config.files)}: there are no rows.")
-        check_batch(config, topology.dp)
         self._samples = samples
         self._config = config
         self._topology = topology
@@ -97,7 +96,7 @@ class Batches:
     @property
     def global_size(self) -> int:
         """Samples of one step."""
-        return self._config.global_batch_size
+        return self._config.batch_size(self._topology.dp)
 
     def indices(self, consumed: int, count: int) -> list[int]:
         """Return the samples that follow after `consumed` ones, epoch after epoch without a gap."""
@@ -145,20 +144,3 @@ class Batches:
                 ready = ahead.result()
                 ahead = None if following is None else pool.submit(self.step, following)
                 yield ready
-
-
-def check_batch(config: DatasetConfig, dp: int) -> None:
-    """Check that each process gets the same number of whole micro-batches.
-
-    Raises:
-        UserError: with the nearest values that fit.
-    """
-    unit = config.micro_batch_size * dp
-    size = config.global_batch_size
-    if size % unit:
-        below, above = size // unit * unit, -(-size // unit) * unit
-        nearest = f"{below} or {above}" if below else str(above)
-        raise UserError(
-            f"global_batch_size={size} is not a multiple of micro_batch_size={config.micro_batch_size} "
-            f"x {dp} data-parallel processes; the nearest values that are: {nearest}."
-        )

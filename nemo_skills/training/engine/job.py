@@ -9,6 +9,7 @@ import torch
 
 from nemo_skills.core.jsonl import disk_errors
 from nemo_skills.core.log import get_logger
+from nemo_skills.training.batch_sizes import check_batch
 from nemo_skills.training.config import DatasetConfig, ScheduleConfig, TrainingConfig, as_dict
 from nemo_skills.training.engine import parallel
 from nemo_skills.training.engine.checkpoint import Checkpoints, Training
@@ -73,6 +74,8 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
         return task.batches(samples, dataset, topology, model_config.seed)
 
     data = model_config.data
+    # validation may end with a smaller batch, and so need not divide
+    check_batch(data.train_ds.batch_size(topology.dp), data.train_ds.micro_batch_size, topology.dp)
     batches = opened(data.train_ds)
     validation = opened(data.validation_ds) if data.validation_ds.files else None
     bf16 = _computes_in_bf16(config, topology)
