@@ -190,6 +190,25 @@ def test_untouched_rows_keep_their_text(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == f"{text}\n{text}\n"
 
 
+def test_conversations_with_the_same_question_stay_together(tmp_path: Path) -> None:
+    def conversation(problem: int, sample: int) -> Row:
+        asked = {"role": "user", "content": f"What is {problem} + {problem}?"}
+        said = [{"role": "assistant", "content": f"Answer {sample}."}, {"role": "user", "content": "Why?"}]
+        system = [{"role": "system", "content": f"Mood {sample}."}] if sample % 2 else []
+        return {"messages": [*system, asked, *said[:sample]], "asked": problem}
+
+    write(tmp_path / "in.jsonl", [conversation(i % 50, i // 50) for i in range(200)])
+    run(tmp_path, [Split(validation=20, key="messages")])
+    train, validation = read(tmp_path / "out.jsonl"), read(tmp_path / "validation.jsonl")
+    apart = {row["asked"] for row in validation}
+    assert len(apart) == 20 and len(validation) == 80
+    assert not apart & {row["asked"] for row in train}
+    turns = [{"turns": [f"question {i % 9}", {"turn": str(i)}], "asked": i % 9} for i in range(36)]
+    write(tmp_path / "in.jsonl", turns)
+    run(tmp_path, [Split(validation=3, key="turns")])
+    assert Counter(row["asked"] for row in read(tmp_path / "validation.jsonl")).most_common()[2][1] == 4
+
+
 def test_a_number_of_problems_goes_to_validation_with_all_their_rows(tmp_path: Path) -> None:
     rows = many_rows(2000)
     write(tmp_path / "in.jsonl", rows)

@@ -6,9 +6,12 @@ from nemo_skills.core.hydra import opt
 from nemo_skills.training.data_preparation_utils.base import (
     HASH_LIMIT,
     Processor,
+    Row,
+    key_text,
     number_of,
     require,
 )
+from nemo_skills.training.data_preparation_utils.turns import first_question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,10 @@ class Shuffle(Processor):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Processor):
-    """Keeps some problems, with all their rows, for validation."""
+    """Keeps some problems, with all their rows, for validation.
+
+    Conversations are about the same problem when they begin with the same question.
+    """
 
     validation: float | int = opt(0, "a share of the problems, below 1, or a number of them; 0 keeps none")
     key: str = opt("problem", "rows that are the same here stay together")
@@ -40,6 +46,10 @@ class Split(Processor):
     def problems(self) -> int:
         """How many problems are wanted; 0 where it is a share."""
         return int(self.validation) if self.validation >= 1 else 0
+
+    def problem(self, row: Row) -> str:
+        """Return what must not be both in the training data and for validation."""
+        return first_question(row.get(self.key)) or key_text(row, self.key)
 
     def number(self, problem: str) -> int:
         """Return the number that decides about a problem: the smallest ones go to validation."""

@@ -19,7 +19,6 @@ from nemo_skills.training.data_preparation_utils.base import (
     Row,
     RowFilter,
     RowMap,
-    key_text,
 )
 from nemo_skills.training.data_preparation_utils.order import Split
 from nemo_skills.training.data_preparation_utils.stats import StepStats, Tally
@@ -180,7 +179,7 @@ def _number_rows(processor: Split, items: list[Item], counting: _Counting) -> li
     last, number = None, 0
     for item in items:
         counting.order = item.order
-        text = key_text(item.row, processor.key)
+        text = processor.problem(item.row)
         if text != last:
             last, number = text, processor.number(text)
             if tally.wanted:
