@@ -17,6 +17,7 @@ import pytest
 
 from nemo_skills.code_execution import Sandbox
 from nemo_skills.code_execution.result import ExecutionRequest
+from nemo_skills.core.errors import UserError
 from nemo_skills.evaluation.graders.code import CodeGrader, CodeOptions
 from tests.integration.generation import read_rows, wait_for
 from tests.integration.sandboxes import RunningSandbox, running_sandbox
@@ -310,9 +311,39 @@ def test_grades_of_contest_programs(client: Sandbox) -> None:
         "```python\nclass Solution:\n    def go(self, x: List[int], y): print('debug'); return (x, y)\n```"
     )
     assert grader.grade({**functional, "entry_point": "go", "generation": method}).verdict == "correct"
+    talkative = method.replace(
+        "print('debug')", "__import__('os').system('echo ' + 'x' * 99_999); print('x' * 999_999)"
+    )
+    assert grader.grade({**functional, "entry_point": "go", "generation": talkative}).verdict == "correct"
     other = method.replace("(x, y)", "x")
     assert grader.grade({**functional, "entry_point": "go", "generation": other}).verdict == "incorrect"
     assert grader.grade({**row, "generation": "I do not know."}).verdict == "no_answer"
+
+
+def test_packages_that_only_tests_need(client: Sandbox) -> None:
+    answer = _row(
+        generation="```python\ndef f(x): return 2 * x\n```", plus_test="import numpy\nassert f(3) == 6\n"
+    )
+    options = {"sandbox_address": client.address, "time_limit_s": 60.0}
+    grader = CodeGrader(CodeOptions(plus_packages=["numpy"], **options))
+    grader.warm_up()
+    assert grader.grade(answer).verdict == "correct"
+    lacks = f"Tests import nonumpy, which the sandbox's {sys.executable} lacks"
+    with pytest.raises(UserError, match=lacks):
+        CodeGrader(CodeOptions(plus_packages=["json", "nonumpy"], **options)).warm_up()
+    CodeGrader(CodeOptions(plus_packages=["nonumpy"], tests="base", **options)).warm_up()
+    # nobody has named the package: still not the answer's fault
+    with pytest.raises(UserError, match=lacks):
+        grader.grade({**answer, "plus_test": "import nonumpy\n"})
+
+
+def test_tests_too_large_for_memory_are_not_the_answers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(_: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("nemo_skills.dataset.livecodebench.tests.unpack", unpack)
+    row = {"tests": "", "test_type": "stdin", "generation": "```python\npass\n```"}
+    assert CodeGrader(CodeOptions()).grade(row).verdict == "grader_error"
 
 
 def test_grading_without_a_sandbox_is_no_verdict_about_the_answer() -> None:

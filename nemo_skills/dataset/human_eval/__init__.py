@@ -5,6 +5,7 @@ from nemo_skills.dataset.base import BenchmarkDefaults
 DEFAULTS = BenchmarkDefaults(
     prompt_config="code/human-eval",
     grader="code",
+    grader_options=("++grader.plus_packages=[numpy]",),
     needs_sandbox=True,
     rows=164,
     title="HumanEval, HumanEval+",

@@ -6,6 +6,7 @@ DEFAULTS = BenchmarkDefaults(
     prompt_config="code/mbpp",
     eval_split="plus",
     grader="code",
+    grader_options=("++grader.plus_packages=[numpy]",),
     needs_sandbox=True,
     rows=378,
     title="MBPP, MBPP+",

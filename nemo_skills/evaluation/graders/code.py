@@ -1,7 +1,8 @@
 """Grades programs by running tests in a sandbox."""
 
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +13,8 @@ from nemo_skills.evaluation.graders.programs import (
     call_program,
     contest_program,
     extract_code,
+    import_check,
+    imports_of,
     same_output,
     same_value,
 )
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from nemo_skills.code_execution import ExecutionResult, Sandbox
     from nemo_skills.dataset.livecodebench.tests import Test
 
-_QUEUE_S = 900.0
 _FIRST, _BATCH = 3, 16
 _SHOWN = 500
 _SPARE_BYTES = 10_000
@@ -37,6 +39,7 @@ class CodeOptions:
     generation_key: str = opt("generation", "key of the model's answer")
     time_limit_s: float = opt(10.0, "longest time for a run: all assertions, or one contest test")
     tests: Literal["all", "base"] = opt("all", "base leaves out the tests that others added later (plus)")
+    plus_packages: list[str] = opt([], "packages that plus tests import, which the sandbox must have")
 
     def __post_init__(self) -> None:
         """Check the limit."""
@@ -53,14 +56,15 @@ class CodeGrader:
 
     Options: ClassVar[type] = CodeOptions
     measure: ClassVar[str] = "passing_tests"
-    version: ClassVar[int] = 1
-    timeout_s: ClassVar[float] = 1800.0
+    version: ClassVar[int] = 2
+    timeout_s: ClassVar[float] = 86_400.0
+    """Out of reach: the sandbox limits programs, and its client the wait for it, which is not their fault."""
     soft_timeout_s: ClassVar[float | None] = None
-    """Only a safeguard: the sandbox limits the programs."""
 
     def __init__(self, options: CodeOptions) -> None:
         self._options = options
         self._sandbox: Sandbox | None = None
+        self._there: frozenset[str] = sys.stdlib_module_names
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -71,14 +75,24 @@ class CodeGrader:
         """Find the sandbox.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it lacks a package that tests import.
         """
         from nemo_skills.code_execution.finding import find_sandbox
 
         self._sandbox = find_sandbox(self._options.sandbox_address)
+        if self._options.tests == "all":
+            self._require(self._options.plus_packages)
 
     def grade(self, row: Mapping[str, Any]) -> Grade:
         """Run the tests of a row."""
+        try:
+            return self._grade(row)
+        except MemoryError:  # unpacking tests took too much, and not the program, which runs elsewhere
+            return Grade(
+                verdict=Verdict.grader_error, details={"error": "no memory for the tests (memory_mb)"}
+            )
+
+    def _grade(self, row: Mapping[str, Any]) -> Grade:
         code = extract_code(str(row[self._options.generation_key] or ""))
         if code is None:
             scores = dict.fromkeys(self._suites(row), 0)
@@ -108,6 +122,7 @@ class CodeGrader:
         return {name: test for name, test in suites.items() if test}
 
     def _suite(self, row: Mapping[str, Any], code: str, test: str) -> tuple[Verdict, dict[str, Any]]:
+        self._require(imports_of(test))
         # a program that ends early, on purpose or not, does not know the code that says that all went well
         passed = random.choice(_EXIT_CODES)
         result = self._run(assertion_program(row, code, test, passed), ("",))[0]
@@ -147,6 +162,22 @@ class CodeGrader:
         if len(results) < len(tests):
             return Verdict.grader_error, {"error": "the sandbox gave too few results"}
         return Verdict.correct, {}
+
+    def _require(self, modules: Collection[str]) -> None:
+        """Raise if the sandbox lacks modules: programs would fail for want of what only their tests need."""
+        unknown = sorted(set(modules) - self._there)
+        if not unknown:
+            return
+        result = self._run(import_check(unknown), ("",))[0]
+        if not result.ok:
+            raise UserError(f"The sandbox cannot run programs: {result.stderr[-_SHOWN:]}", exit_code=1)
+        python, missing = result.stdout.splitlines()
+        if missing:
+            raise UserError(
+                f"Tests import {missing}, which the sandbox's {python} lacks. Install it there, start the"
+                " sandbox with --python, or leave plus tests out with ++grader.tests=base."
+            )
+        self._there |= set(unknown)
 
     def _run(
         self, program: str, stdins: tuple[str, ...], output_bytes: int = _SPARE_BYTES

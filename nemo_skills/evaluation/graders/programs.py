@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -24,6 +24,12 @@ from math import *
 from typing import *
 sys.setrecursionlimit(50000)
 """
+# what the program prints is not its result, and may be long
+_SILENCE = """\
+import os as _os
+_result_fd_ = _os.dup(1)
+_os.dup2(_os.open(_os.devnull, _os.O_WRONLY), 1)
+"""
 _CALL = """
 
 def _call_it():
@@ -31,9 +37,17 @@ def _call_it():
     values = [json.loads(line) for line in sys.stdin.read().splitlines() if line.strip()]
     target = globals().get("Solution")
     function = getattr(target(), {name!r}) if target is not None else globals()[{name!r}]
-    print("\\n" + {mark!r} + json.dumps(function(*values)))
+    text = json.dumps(function(*values))
+    with open(_result_fd_, "w") as file:
+        file.write("\\n" + {mark!r} + text)
 
 _call_it()
+"""
+_IMPORT = re.compile(r"^(?:import|from)[ \t]+(\w+)", re.MULTILINE)
+_CHECK = """\
+import importlib.util, sys
+print(sys.executable)
+print(*(name for name in {names!r} if importlib.util.find_spec(name) is None))
 """
 
 
@@ -67,9 +81,19 @@ def contest_program(code: str) -> str:
 def call_program(name: str, code: str, mark: str) -> str:
     """Return a program that calls a function, or a method of `Solution`, with values of standard input.
 
-    It prints the result as JSON after `mark`.
+    It prints the result as JSON after `mark`, and nothing else.
     """
-    return _with_preamble(_IMPORTS, code + _CALL.format(name=name, mark=mark))
+    return _with_preamble(_SILENCE + _IMPORTS, code + _CALL.format(name=name, mark=mark))
+
+
+def imports_of(test: str) -> set[str]:
+    """Return the modules that a test imports first of all."""
+    return set(_IMPORT.findall(test))
+
+
+def import_check(names: Sequence[str]) -> str:
+    """Return a program that prints its interpreter, and in a line of their own the modules that it lacks."""
+    return _CHECK.format(names=tuple(names))
 
 
 def _with_preamble(preamble: str, code: str) -> str:
