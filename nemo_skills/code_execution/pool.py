@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_skills.code_execution.boxes import Box, BoxFactory, OverdueError, SandboxError
-from nemo_skills.code_execution.result import ExecutionRequest, ExecutionResult, Status
+from nemo_skills.code_execution.result import ExecutionRequest, ExecutionResult
 
 _GRACE_S = 15.0
 """How much later than the keeper we lose patience."""
+_OVERDUE = "a box did not answer in time, though it ends programs whose time is up: the machine is overloaded"
 _SWEEP_S = 5.0
 
 
@@ -75,7 +76,7 @@ class Pool:
                 }
                 return _results(await box.ask(question, seconds))
             except OverdueError:
-                return [_overdue(request)]
+                return [ExecutionResult.failure(_OVERDUE)]
             finally:
                 self._factory.end(box, slot)
 
@@ -106,7 +107,7 @@ class Pool:
             alive = answer["alive"]
             return _results(answer, new_session=new)
         except OverdueError:
-            return [_overdue(request)]
+            return [ExecutionResult.failure(_OVERDUE)]
         finally:
             if not alive:
                 self._end(session)
@@ -156,11 +157,6 @@ def _question(op: str, request: ExecutionRequest) -> dict[str, Any]:
 
 def _results(answer: dict[str, Any], *, new_session: bool = False) -> list[ExecutionResult]:
     return [ExecutionResult.from_json({**entry, "new_session": new_session}) for entry in answer["results"]]
-
-
-def _overdue(request: ExecutionRequest) -> ExecutionResult:
-    """Return what is known of a program that kept its box from answering at all."""
-    return ExecutionResult(Status.timed_out, duration_s=request.timeout_s)
 
 
 async def probe(factory: BoxFactory) -> str:

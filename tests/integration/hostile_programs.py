@@ -100,7 +100,7 @@ HOSTILE = {
         "completed", "still here",
     ),
     "kill everybody": Hostile("import os\nos.kill(-1, 9)", "error", "No such process"),
-    "kill its own group": Hostile("import os\nos.killpg(0, 9)", "memory|error"),
+    "kill its own group": Hostile("import os\nos.killpg(0, 9)", "error"),
     "endless output": Hostile("while True: print('x' * 10000)", "output_limit", timeout_s=60),
     "endless errors": Hostile("import os\nwhile True: os.write(2, b'x' * 60000)", "output_limit", timeout_s=60),
     "symbolic links": Hostile(

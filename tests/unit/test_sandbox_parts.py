@@ -1,18 +1,22 @@
 """Parts of the sandbox and of answers that run code, without processes."""
 
+import asyncio
 import errno
 import json
 import os
 import struct
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_skills.code_execution import ExecutionResult, Sandbox, Status
-from nemo_skills.code_execution.box import seccomp
+from nemo_skills.code_execution.box import keeper, seccomp
 from nemo_skills.code_execution.box.keeper import Output
+from nemo_skills.code_execution.boxes import OverdueError
+from nemo_skills.code_execution.pool import Pool, PoolOptions
 from nemo_skills.code_execution.result import ExecutionRequest
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.code_tools import CodeTools, code_of_call, find_code_tags, shown_output
@@ -93,6 +97,37 @@ def test_output_keeps_its_beginning(parts: list[bytes], keep: int) -> None:
     text = whole[:keep].decode("utf-8", "replace")
     lost = max(0, len(whole) - keep)
     assert output.text() == (f"{text}\n[output cut: {lost} more bytes]\n" if lost else text)
+
+
+@pytest.mark.parametrize(
+    ("peak_mb", "kills", "status"),
+    [
+        (100, (5, 5), "error"),  # the program's own doing
+        (100, (5, 6), "infrastructure"),
+        (100, (None, None), "infrastructure"),  # who knows
+        (300, (5, 6), "memory"),
+        (300, (None, None), "memory"),
+    ],
+)
+def test_who_killed_the_program(
+    peak_mb: int, kills: tuple[int | None, int | None], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(kills)
+    monkeypatch.setattr(keeper.kernel, "oom_kills", lambda: next(told))
+    family = Mock(peak=0, memory_limit=200 << 20)
+    watch = keeper.Watch(family, 1, (1, 2), {"keep_bytes": 9, "timeout_s": 9})
+    family.peak = peak_mb << 20
+    assert watch._ended(-9) == status
+    assert watch._ended(3) == "error"
+
+
+def test_a_box_that_does_not_answer_is_no_failure_of_the_program() -> None:
+    box = Mock(ask=AsyncMock(side_effect=OverdueError))
+    pool = Pool(Mock(start=AsyncMock(return_value=(box, 1))), PoolOptions(workers=1))
+    for session in (None, "one"):
+        [result] = asyncio.run(pool.execute(ExecutionRequest("pass", session_id=session)))
+        assert result.status is Status.infrastructure
+        assert "did not answer" in result.stderr
 
 
 def test_addresses() -> None:

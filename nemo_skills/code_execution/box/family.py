@@ -23,9 +23,11 @@ class Family:
 
     def __init__(self, order: BoxOrder) -> None:
         self._isolated = order.isolated
-        self._limit = order.limits.memory_mb * _MEBIBYTE
+        self.memory_limit = order.limits.memory_mb * _MEBIBYTE
         self._processes = order.limits.processes
         self.exit_codes: dict[int, int] = {}
+        self.peak = 0
+        """Most memory, in bytes, that one of the processes in `exit_codes` has used."""
         if not self._isolated:
             kernel.adopt_orphans()
         self.wakeup, writing = os.pipe()
@@ -33,6 +35,11 @@ class Family:
         os.set_blocking(writing, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def forget(self) -> None:
+        """Begin anew, with another program."""
+        self.exit_codes.clear()
+        self.peak = 0
 
     def ended(self, pid: int) -> bool:
         """Collect the processes that have ended, and tell whether this one is among them."""
@@ -52,10 +59,11 @@ class Family:
         """Tell whether children are left."""
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
                 if not pid:
                     return True
                 self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
+                self.peak = max(self.peak, used.ru_maxrss * 1024)
         return False
 
     def interrupt(self, pid: int) -> None:
@@ -117,10 +125,10 @@ class Family:
         if self._isolated:
             scratch = os.statvfs(SCRATCH)
             files = (scratch.f_blocks - scratch.f_bfree) * scratch.f_frsize
-        if files + sum(map(_resident, members)) <= self._limit:
+        if files + sum(map(_resident, members)) <= self.memory_limit:
             return False
         # pages that several processes share were counted several times
-        return files + sum(map(_proportional, members)) > self._limit
+        return files + sum(map(_proportional, members)) > self.memory_limit
 
 
 def _resident(pid: int) -> int:

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nemo_skills.code_execution.box import kernel
 from nemo_skills.code_execution.box.family import Family
 from nemo_skills.code_execution.box.files import empty_scratch
 from nemo_skills.code_execution.box.limits import BoxOrder
@@ -23,6 +24,7 @@ _FLOOD_BYTES = 64 << 20
 """A program that prints more than this is ended."""
 _CHUNK = 1 << 16
 _REPLY_BYTES = 1 << 12
+_KILLED_BY_MACHINE = "sandbox: the machine has no memory left; the program was within its limits\n"
 _MEMORY_ERROR = re.compile(rb"^[\w.]*MemoryError\b")
 
 
@@ -70,7 +72,8 @@ class Watch:
         self._started = time.monotonic()
         self._deadline = self._started + float(request["timeout_s"])
         self._interrupted = False
-        family.exit_codes.clear()
+        family.forget()
+        self._kernel_kills = kernel.oom_kills()
 
     def until_ended(self, control: socket.socket | None = None) -> tuple[Outcome, bool]:
         """Return the outcome, and whether the program lives on, to run more: only one with `control` can."""
@@ -111,7 +114,8 @@ class Watch:
         elif status == "error" and lines and _MEMORY_ERROR.match(lines[-1]):
             status = "memory"
         taken = time.monotonic() - self._started
-        return Outcome(status, out.text(), err.text(), code, round(taken, 4))
+        note = _KILLED_BY_MACHINE if status == "infrastructure" else ""
+        return Outcome(status, out.text(), err.text() + note, code, round(taken, 4))
 
     def _read(self, pipe: int) -> bool:
         """Take what a pipe holds; false when there is no more."""
@@ -123,9 +127,13 @@ class Watch:
         return bool(part) and self._outputs[pipe].total <= 2 * _FLOOD_BYTES
 
     def _ended(self, code: int) -> str:
-        if code == -signal.SIGKILL:  # not by us: the kernel does this when memory runs out
+        if code != -signal.SIGKILL:
+            return "error" if code else "completed"
+        # not by us: by the kernel, for want of memory here or in our container, or by the program itself
+        if self._family.peak > self._family.memory_limit:
             return "memory"
-        return "error" if code else "completed"
+        kills = kernel.oom_kills()
+        return "error" if kills is not None and kills == self._kernel_kills else "infrastructure"
 
     def _gone_too_far(self, *, interruptible: bool) -> str:
         now = time.monotonic()
