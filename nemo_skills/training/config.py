@@ -199,7 +199,7 @@ class CheckpointConfig:
     save_top_k: int = opt(-1, "keep so many with the best monitored value; -1 keeps all")
     save_last_k: int = opt(-1, "keep so many of the newest too; -1: just one when save_top_k is limited")
     keep_resumable: int = opt(2, "only so many of the newest keep the optimiser's state; -1: all")
-    monitor: str = opt("val_loss", "metric for save_top_k; where it is missing, loss")
+    monitor: str = opt("val_loss", "metric for save_top_k; loss, where no checkpoint has it")
     mode: Literal["min", "max"] = opt("min", "whether small or large values are better")
 
     def __post_init__(self) -> None:

@@ -185,3 +185,27 @@ def test_only_what_is_asked_for_is_kept(model: Path, rows: Path, tmp_path: Path)
     assert left == best
     resumable = [step for step in left if (tmp_path / f"checkpoints/step={step}/dcp").exists()]
     assert resumable == [12]
+
+
+def test_a_checkpoint_has_the_figures_of_its_step(model: Path, rows: Path, tmp_path: Path) -> None:
+    """A validation of an earlier step does not make the checkpoints after it as good."""
+    schedule = {"max_steps": 6, "save_interval": 1, "val_check_interval": 3}
+    more = {**SETTINGS, **{f"trainer__sft__{name}": value for name, value in schedule.items()}}
+    more["model__data__validation_ds__file_path"] = rows
+    assert train_here(sft_args(model, rows, tmp_path, **more))
+    found = {}
+    for path in (tmp_path / "checkpoints").glob("step=*/complete.json"):
+        content = json.loads(path.read_text())
+        found[content["step"]] = content["metrics"]
+    assert {step for step in found if "val_loss" in found[step]} == {3, 6}
+    assert {step: figures["loss"] for step, figures in found.items()} == pytest.approx(
+        {step: value for (step, name), value in metrics(tmp_path).items() if name == "loss"}
+    )
+
+
+def test_a_run_that_breaks_down_keeps_what_was_good(model: Path, rows: Path, tmp_path: Path) -> None:
+    more = {**SETTINGS, "trainer__sft__save_interval": 1, "model__optim__lr": 1e30}
+    with pytest.raises(UserError, match=r"Step 2: the loss is .* norm (nan|inf)"):
+        train_here(sft_args(model, rows, tmp_path, **more))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=1"]
+    assert not (tmp_path / "finished.json").exists()

@@ -231,6 +231,22 @@ def test_which_checkpoints_stay(losses: list[float], best: int, last: int) -> No
     assert max(complete) in kept
 
 
+def test_only_checkpoints_with_the_monitored_figure_are_ranked() -> None:
+    from nemo_skills.training.engine.checkpoint import Progress, steps_to_keep
+
+    # training losses are lower than any of validation
+    found: dict[int, dict[str, float]] = {
+        1: {"loss": 0.1}, 2: {"loss": 0.5, "val_loss": 0.8}, 3: {"loss": 0.2},
+        4: {"loss": 0.4, "val_loss": 0.9}, 5: {"loss": 0.3},
+    }  # fmt: skip
+    complete = {step: Progress(step=step, metrics=metrics) for step, metrics in found.items()}
+    assert steps_to_keep(complete, CheckpointConfig(save_top_k=1)) == {2, 5}
+    assert steps_to_keep(complete, CheckpointConfig(save_top_k=3)) == {2, 4, 5}
+    assert steps_to_keep(complete, CheckpointConfig(save_top_k=1, mode="max")) == {4, 5}
+    # none has it: the smallest loss, whatever the mode
+    assert steps_to_keep(complete, CheckpointConfig(save_top_k=1, monitor="val_x", mode="max")) == {1, 5}
+
+
 def test_gradients_are_clipped_to_their_norm() -> None:
     import torch
 

@@ -163,14 +163,12 @@ def steps_to_keep(complete: Mapping[int, Progress], config: CheckpointConfig) ->
     """Return which checkpoints stay: the best, the last ones, and always the newest."""
     if config.save_top_k == -1 and config.save_last_k == -1:
         return set(complete)
-    sign = 1 if config.mode == "min" else -1
-
-    def badness(step: int) -> float:
-        metrics = complete[step].metrics
-        value = metrics.get(config.monitor, metrics.get("loss"))
-        return float("inf") if value is None else sign * value
-
-    best = sorted(complete, key=lambda step: (badness(step), -step))[: max(config.save_top_k, 0)]
+    name, sign = config.monitor, 1 if config.mode == "min" else -1
+    if not any(name in progress.metrics for progress in complete.values()):
+        name, sign = "loss", 1
+    # other figures cannot be compared with the monitored one
+    values = {step: sign * p.metrics[name] for step, p in complete.items() if name in p.metrics}
+    best = sorted(values, key=lambda step: (values[step], -step))[: max(config.save_top_k, 0)]
     last = sorted(complete)[-max(config.save_last_k, 1) :]
     return {*best, *last}
 

@@ -102,6 +102,8 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
         f"{sum(p.numel() for p in model.parameters()):,}", f"{batches.rows:,}", run.total_steps,
         batches.global_size, topology.dp, topology.cp, topology.tp,
     )  # fmt: skip
+    if run.left_out:
+        LOG.info("The last %s rows or packs of the last epoch fill no step and are left out", run.left_out)
     return run
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import OptimConfig, ScheduleConfig, TrainerConfig
 from nemo_skills.training.engine.checkpoint import Checkpoints, Progress, Training
@@ -44,9 +45,19 @@ class Run:
     bf16: bool
 
     @property
+    def _samples(self) -> int:
+        return self.schedule.max_epochs * self.batches.rows
+
+    @property
+    def left_out(self) -> int:
+        """Samples at the end of the last epoch that fill no step, and are not trained."""
+        left = self._samples - self.total_steps * self.batches.global_size
+        return left if 0 < left < self.batches.global_size else 0
+
+    @property
     def total_steps(self) -> int:
         """All steps of the run."""
-        by_epochs = max(1, self.schedule.max_epochs * self.batches.rows // self.batches.global_size)
+        by_epochs = max(1, self._samples // self.batches.global_size)
         return by_epochs if self.schedule.max_steps == -1 else min(by_epochs, self.schedule.max_steps)
 
 
@@ -67,13 +78,15 @@ class Trainer:
         left = run.total_steps - progress.step
         steps = run.batches.steps(progress.consumed_samples, progress.consumed_samples + left * size)
         saved = progress.step
+        # from before the wait for the data of a step to its end
+        speed = Speed.start()
         for micro_batches in steps:
             weight, stopping = run.topology.sum(
                 [sum(batch.weight for batch in micro_batches), float(bool(self.stop.reason))]
             )
             if stopping:
                 break
-            self._step(progress.step, micro_batches, weight)
+            self._step(progress.step, micro_batches, weight, speed)
             progress = Progress(step=progress.step + 1, consumed_samples=progress.consumed_samples + size)
             last = progress.step == run.total_steps
             if run.validation and (last or progress.step % run.schedule.val_check_interval == 0):
@@ -81,13 +94,13 @@ class Trainer:
             if last or progress.step % run.schedule.save_interval == 0:
                 self._save(progress)
                 saved = progress.step
+            speed = Speed.start()
         if saved != progress.step:
             self._save(progress)
         return progress
 
-    def _step(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> None:
+    def _step(self, step: int, micro_batches: Sequence[MicroBatch], weight: float, speed: Speed) -> None:
         run = self.run
-        speed = Speed.start()
         sums = _Sums()
         # FSDP takes the mean over processes, where we want the sum
         scale = run.topology.data_size / max(weight, 1.0)
@@ -103,18 +116,20 @@ class Trainer:
         for group in run.training.optimiser.param_groups:
             group["lr"] = rate
         norm = clip_gradients(run.training.model.parameters(), run.trainer.gradient_clip_val)
-        run.training.optimiser.step()
-        run.training.optimiser.zero_grad()
+        sums.add({"broken": float(not math.isfinite(norm))})
         totals = sums.over_all(run.topology)
-        tokens = totals.pop("tokens")
+        tokens, broken = totals.pop("tokens"), totals.pop("broken")
         values = {name: value / max(weight, 1.0) for name, value in totals.items()}
         values |= {"grad_norm": norm, "lr": rate}
+        if broken or not math.isfinite(values["loss"]):
+            raise _not_finite(step + 1, values)
+        run.training.optimiser.step()
+        run.training.optimiser.zero_grad()
         self._report(step + 1, {**values, **speed.figures(tokens, run.training.model, run.topology)})
 
     def _report(self, step: int, values: Mapping[str, float]) -> None:
-        self._last.update(values)
-        if not math.isfinite(values["loss"]):
-            LOG.warning("The loss of step %s is %s", step, values["loss"])
+        # what was found in an earlier step says nothing about a checkpoint of this one
+        self._last = dict(values)
         consumed = step * self.run.batches.global_size
         due = step % self.run.trainer.log_every_n_steps == 0 or step == self.run.total_steps
         if self.log and due:
@@ -152,6 +167,15 @@ class Trainer:
             Progress(step=progress.step, consumed_samples=progress.consumed_samples, metrics=kept),
         )
         LOG.info("Saved %s in %.1f s", path, time.monotonic() - begun)
+
+
+def _not_finite(step: int, values: Mapping[str, float]) -> UserError:
+    """Say that training has broken down, while the weights are still those of the step before."""
+    return UserError(
+        f"Step {step}: the loss is {values['loss']:.6g}, the gradients' norm {values['grad_norm']:.6g}. "
+        "This would spoil the weights: nothing of the step was saved, and a rerun goes on from the last "
+        "checkpoint. A smaller model.optim.lr or a larger model.optim.sched.warmup_steps may help."
+    )
 
 
 class _Sums:
