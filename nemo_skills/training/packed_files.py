@@ -23,6 +23,7 @@ import orjson
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import disk_errors, open_locked, write_file
+from nemo_skills.training.packing_info import PackingInfo
 
 Array = npt.NDArray[Any]
 PADDING = -1
@@ -135,6 +136,12 @@ class PackedReader(Sequence[tuple[PackedSequence, ...]]):
         if not isinstance(found, dict):
             raise UserError(f"{path} is not a JSON object.")
         return found
+
+    @property
+    def info(self) -> PackingInfo | None:
+        """The same, checked and typed."""
+        about = self.about
+        return None if about is None else PackingInfo.from_json(about, about_path(self.prefix))
 
     def blocks(self, rows: int) -> Iterator[PackRows]:
         """Yield all rows, so many at a time."""

@@ -34,7 +34,7 @@ def merge(inputs: Sequence[Path], output: Path) -> None:
     prefixes, target = [packed_prefix(path) for path in inputs], packed_prefix(output)
     _check_names(prefixes, target)
     parts = [PackedReader(prefix) for prefix in prefixes]
-    info = _merged_info([(part, _info(part)) for part in parts])
+    info = _merged_info([(part, part.info) for part in parts])
     width, sequences = (max(part.shape[axis] for part in parts) for axis in (1, 2))
     shape = PackShape(sum(map(len, parts)), width, sequences)
     step = max(1, _BLOCK_BYTES * shape.packs // max(shape.nbytes, 1))
@@ -53,11 +53,6 @@ def _check_names(prefixes: Sequence[Path], target: Path) -> None:
         raise UserError(f"--input_prefixes names {twice[0]} more than once.")
     if target.resolve() in resolved:
         raise UserError(f"--output_prefix {target} is one of the inputs.")
-
-
-def _info(part: PackedReader) -> PackingInfo | None:
-    about = part.about
-    return None if about is None else PackingInfo.from_json(about, about_path(part.prefix))
 
 
 def _merged_info(parts: Sequence[tuple[PackedReader, PackingInfo | None]]) -> PackingInfo | None:

@@ -28,7 +28,7 @@ from nemo_skills.training.packing_tokens import (
     open_store,
     tokenise_files,
 )
-from nemo_skills.training.tokenise import load_tokenizer
+from nemo_skills.training.tokenise import load_tokenizer, starts_with_bos
 
 _log = get_logger(__name__)
 _USUAL_BATCHES = (32, 128, 512)
@@ -43,7 +43,8 @@ def pack_dataset(config: PackingConfig) -> None:
     rows = config.model.data.train_ds
     inputs = _find(rows.file_names)
     tokenizer = load_tokenizer(config.tokenizer_path)
-    job = _Job(config, inputs, *vocabulary_of(tokenizer))
+    text_rules = (tokenizer.chat_template, starts_with_bos(tokenizer))
+    job = _Job(config, inputs, *vocabulary_of(tokenizer), text_rules)
     sizes = [size for size in dict.fromkeys(config.pack_sizes) if not job.is_done(size)]
     if not sizes:
         return
@@ -61,6 +62,8 @@ class _Job:
     inputs: InputFiles
     vocabulary: str
     vocabulary_size: int
+    text_rules: tuple[object, ...]
+    """What else of a tokenizer decides which tokens rows have."""
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +74,7 @@ class _Job:
                 [[str(path.resolve()) for path in self.inputs.paths], self.inputs.stamps()],
                 [config.model.data.train_ds.max_seq_length, config.multiple, config.seed],
                 [config.packing_algorithm, config.long_sequences, config.on_bad_row, self.vocabulary],
+                self.text_rules,
             ]
         )
 

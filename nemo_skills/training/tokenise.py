@@ -59,7 +59,7 @@ def tokenise(row: Mapping[str, Any], tokenizer: Any) -> Example:
     else:
         parts = [_Part(_text(row, "input"), False), _Part(_text(row, "output"), True)]
         ids, mask = _encode(parts, tokenizer)
-        if _starts(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
+        if starts_with_bos(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
             ids, mask = [tokenizer.bos_token_id, *ids], [False, *mask]
         ended = ids[-1:] == [tokenizer.eos_token_id]
     if not ended:
@@ -138,7 +138,7 @@ def _ids(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _starts(tokenizer: Any) -> bool:
+def starts_with_bos(tokenizer: Any) -> bool:
     """Whether this tokenizer, and with it a server, puts a token before every prompt."""
     start = tokenizer.bos_token_id
     return start is not None and tokenizer("a")["input_ids"][:1] == [start]

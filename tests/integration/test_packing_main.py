@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.training.packed_files import PackedReader
 from nemo_skills.training.tokenise import load_tokenizer, tokenise
 from tests.conftest import REPO
@@ -110,6 +111,36 @@ def test_rows_of_both_formats_come_out_of_the_packs(
     write(files[0], rows[:100])
     assert run(arguments, capsys)[0] == 0
     assert sum(len(p) for p in PackedReader(output / "packed_128_seed3")) == 200
+
+
+def test_another_chat_template_packs_anew(
+    model: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from nemo_skills.training.config import DatasetConfig
+    from nemo_skills.training.engine.samples import open_samples
+
+    other = shutil.copytree(model, tmp_path / "other")
+    source, output = write(tmp_path / "in.jsonl", make_rows(40)), tmp_path / "out"
+    assert run(argv(other, [source], output), capsys)[0] == 0
+    before = PackedReader(output / "packed_256_seed0").about or {}
+    changed = load_tokenizer(str(other))
+    changed.chat_template = changed.chat_template.replace("user", "human") + " "
+    changed.save_pretrained(other)
+    code, log = run(argv(other, [source], output), capsys)
+    assert code == 0 and "there already" not in log, log
+    after = PackedReader(output / "packed_256_seed0").about or {}
+    assert after["fingerprint"] != before["fingerprint"] and after["vocabulary"] == before["vocabulary"]
+
+    # training takes the packs with any tokenizer of the same vocabulary, and no other
+    config = DatasetConfig(file_path=f"{output}/packed_256_seed0.npy", packed_sequence=True)
+    assert len(open_samples(config, tokenizer)) == after["fill"]["packs"]
+    changed.add_tokens(["<|new|>"])
+    with pytest.raises(
+        UserError, match=r"packed_256_seed0 was packed with another .*/other .*, not .*/other"
+    ):
+        open_samples(config, changed)
 
 
 def test_the_number_of_processes_changes_nothing(

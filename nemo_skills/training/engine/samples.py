@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import DatasetConfig
 from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.tokenise import Example, tokenise
+
+if TYPE_CHECKING:
+    from nemo_skills.training.packed_files import PackedReader
 
 LOG = get_logger(__name__)
 
@@ -130,13 +133,11 @@ class _LineIndex:
 
 
 class PackedSamples:
-    """Packs of a packed file, memory-mapped."""
+    """Packs of packed files, memory-mapped."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        from nemo_skills.training.packed_files import PackedReader
-
-        self._packs = [PackedReader(path) for path in paths]
-        self._ends = np.cumsum([len(packs) for packs in self._packs])
+    def __init__(self, packs: "Sequence[PackedReader]") -> None:
+        self._packs = packs
+        self._ends = np.cumsum([len(part) for part in packs])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -156,10 +157,14 @@ def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRo
     """Open the files of a dataset.
 
     Raises:
-        UserError: a file is missing, or packed and not said to be so.
+        UserError: a file is missing, packed and not said to be so, or packed with another tokenizer.
     """
     if config.packed_sequence:
-        return PackedSamples([Path(name).expanduser() for name in config.files])
+        from nemo_skills.training.packed_files import PackedReader
+
+        packs = [PackedReader(name) for name in config.files]
+        _check_vocabulary(packs, tokenizer)
+        return PackedSamples(packs)
     from nemo_skills.core.jsonl import InputFiles
 
     for name in config.files:
@@ -167,3 +172,21 @@ def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRo
             raise UserError(f"{name} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
     paths = [path for name in config.files for path in InputFiles.find(name).paths]
     return RowSamples(paths, tokenise_row, tokenizer, config.max_seq_length)
+
+
+def _check_vocabulary(packs: "Sequence[PackedReader]", tokenizer: Any) -> None:
+    """The same numbers must mean the same words: a wrong tokenizer would train the model on nonsense."""
+    from nemo_skills.training.packing_info import vocabulary_of
+
+    known, size = vocabulary_of(tokenizer)
+    for part in packs:
+        info = part.info
+        if info is None:
+            LOG.warning("%s.json is missing: whether the packs suit the model is not checked", part.prefix)
+        elif (info.vocabulary, info.vocabulary_size) != (known, size):
+            raise UserError(
+                f"{part.prefix} was packed with another tokenizer than the model's:"
+                f" {info.tokenizer} (vocabulary {info.vocabulary[:8]} of {info.vocabulary_size} tokens), not"
+                f" {tokenizer.name_or_path} (vocabulary {known[:8]} of {size}). Pack the rows again with"
+                " the model's tokenizer."
+            )
