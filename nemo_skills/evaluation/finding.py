@@ -8,11 +8,11 @@ from nemo_skills.dataset.lookup import get_benchmark
 from nemo_skills.evaluation.results import OutputFiles
 
 
-def benchmark_folders(results: Path, wanted: Sequence[str]) -> list[Path]:
-    """Return the folders with output files.
+def benchmark_folders(results: Path, wanted: Sequence[str], problems: list[str]) -> list[Path]:
+    """Return the folders with output files; what is wanted and not there goes to `problems`.
 
     Raises:
-        UserError: there are none, or not those that are wanted.
+        UserError: there are none.
     """
     if not results.is_dir():
         raise UserError(f"{results} is not a folder.")
@@ -21,10 +21,12 @@ def benchmark_folders(results: Path, wanted: Sequence[str]) -> list[Path]:
     found = {path.name: path for path in sorted(results.iterdir()) if path.is_dir() and _has_outputs(path)}
     if not found:
         raise UserError(f"{results} has no folder with an output.jsonl or output-rs0.jsonl.")
-    for name in wanted:
-        if name not in found:
-            raise UserError(f"{results} has no results of '{name}'.{did_you_mean(name, found)}")
-    return [found[name] for name in wanted] if wanted else list(found.values())
+    problems += (
+        f"{results} has no results of '{name}'.{did_you_mean(name, found)}"
+        for name in wanted
+        if name not in found
+    )
+    return [found[name] for name in wanted if name in found] if wanted else list(found.values())
 
 
 def group_fields(benchmark: str, extra_datasets: str | None) -> tuple[str, ...]:

@@ -56,13 +56,20 @@ class Results:
     problems: dict[str, Problem] = field(default_factory=dict)
     tokens: int = 0
     with_tokens: int = 0
-    first_request: float | None = None
-    last_answer: float | None = None
+    settings: set[str] = field(default_factory=set)
+    """Graders that rows were graded with, with their settings."""
+    spans: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Run → times of its first request and its last answer."""
 
     @property
     def runs(self) -> int:
         """How many files there are."""
         return len(self.files)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the runs took, added up: days may lie between them."""
+        return sum(end - start for start, end in self.spans.values()) if self.spans else None
 
     def counts(self) -> Counts:
         """Return how many samples ended how."""
@@ -137,16 +144,19 @@ def _add(results: Results, problem: Problem, row: Mapping[str, Any], run: int) -
     if (tokens := row.get("num_generated_tokens")) is not None:
         results.tokens += tokens
         results.with_tokens += 1
-    _note_times(results, row)
+    _note_times(results, row, run)
     if row.get("verdict") is None:
         problem.tally["ungraded"] += 1
         return
+    graded_by = str(row.get("graded_by", ""))
+    results.settings.add(graded_by.rpartition("-")[0] or graded_by)  # less the checksum of the row
+    eval_type = graded_by.rpartition(":")[0]
     if not results.measure:
-        results.eval_type = str(row.get("graded_by", "")).rpartition(":")[0]
+        results.eval_type = eval_type
         results.measure = _measure(results.eval_type)
-    elif results.eval_type != str(row.get("graded_by", "")).rpartition(":")[0]:
+    elif results.eval_type != eval_type:
         raise UserError(
-            f"{results.files[run]}: rows graded by {row.get('graded_by')} and by {results.eval_type}:"
+            f"{results.files[run]}: rows graded by {graded_by} and by {results.eval_type}:"
             " grade all files with one grader."
         )
     problem.tally[Verdict(row["verdict"])] += 1
@@ -155,12 +165,11 @@ def _add(results: Results, problem: Problem, row: Mapping[str, Any], run: int) -
         problem.samples.append(Sample(run, row.get("predicted_answer"), scores))
 
 
-def _note_times(results: Results, row: Mapping[str, Any]) -> None:
+def _note_times(results: Results, row: Mapping[str, Any], run: int) -> None:
     start, end = row.get("generation_start_time"), row.get("generation_end_time")
     if isinstance(start, (int, float)) and isinstance(end, (int, float)):
-        first, last = results.first_request, results.last_answer
-        results.first_request = start if first is None else min(first, start)
-        results.last_answer = end if last is None else max(last, end)
+        first, last = results.spans.get(run, (start, end))
+        results.spans[run] = min(first, start), max(last, end)
 
 
 def _measure(eval_type: str) -> str:

@@ -46,8 +46,8 @@ def score(config: ScoreConfig) -> None:
         timed_out=config.max_timed_out_share,
     )
     log = get_logger(__name__)
-    problems = []  # of one benchmark, which must not keep the others from being scored
-    for folder in benchmark_folders(Path(config.results_dir).expanduser(), config.benchmarks):
+    problems: list[str] = []  # of one benchmark, which must not keep the others from being scored
+    for folder in benchmark_folders(Path(config.results_dir).expanduser(), config.benchmarks, problems):
         fields = (
             group_fields(folder.name, config.extra_datasets) if config.group_by is None else config.group_by
         )

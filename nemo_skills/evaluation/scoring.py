@@ -1,7 +1,7 @@
 """Turns graded files into reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -9,8 +9,8 @@ import orjson
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import disk_errors, write_file
 from nemo_skills.evaluation.metrics.modes import all_modes
-from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Group
-from nemo_skills.evaluation.metrics.samples import count
+from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Group, Scores
+from nemo_skills.evaluation.metrics.samples import Problem, count
 from nemo_skills.evaluation.results import OutputFiles, Results, read_results, split_by_group
 
 METRICS = "metrics.json"
@@ -56,15 +56,23 @@ def score_benchmark(
         raise UserError(f"{folder} has no output.jsonl or output-rs0.jsonl.")
     results = read_results(found, group_by)
     counts = results.counts()
-    why = thresholds.why_invalid(counts)
+    greedy = read_results([files.greedy]) if files.seeded and files.greedy else None
+    general = []  # what is wrong with all scores
     if len(found) < runs:
-        why = "; ".join(filter(None, (f"{len(found)} of {runs} runs are there", why)))
-    metrics = dict(all_modes(list(results.problems.values()), results.measure, results.runs))
-    if files.seeded and files.greedy:
-        greedy = read_results([files.greedy])
+        general.append(f"{len(found)} of {runs} runs are there")
+    if len(results.settings | (greedy.settings if greedy else set())) > 1:
+        general.append("rows were graded with different settings of the grader: grade all files again")
+    why = _joined(*general, thresholds.why_invalid(counts))
+    metrics = dict(_modes(results, list(results.problems.values()), greedy))
+    if greedy:
         metrics |= all_modes(list(greedy.problems.values()), greedy.measure, 1)
         greedy_why = thresholds.why_invalid(greedy.counts())
-        why = why or (f"{files.greedy.name}: {greedy_why}" if greedy_why else None)
+        why = why or (f"{greedy.files[0].name}: {greedy_why}" if greedy_why else None)
+    groups = [
+        replace(group, valid=reason is None, why_invalid=reason)
+        for group in _groups(results, group_by, greedy)
+        for reason in (_joined(*general, thresholds.why_invalid(group.counts)),)
+    ]
     return BenchmarkReport(
         benchmark=folder.name,
         eval_type=results.eval_type,
@@ -76,8 +84,8 @@ def score_benchmark(
         counts=counts,
         metrics=metrics,
         avg_tokens=results.tokens / results.with_tokens if results.with_tokens else None,
-        generation_seconds=_seconds(results),
-        groups=tuple(_groups(results, group_by)),
+        generation_seconds=results.seconds,
+        groups=tuple(groups),
         files=tuple(path.name for path in results.files),
     )
 
@@ -90,21 +98,25 @@ def write_report(folder: Path, report: BenchmarkReport) -> Path:
     return path
 
 
-def _groups(results: Results, group_by: Sequence[str]) -> list[Group]:
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
+
+
+def _modes(results: Results, problems: Sequence[Problem], greedy: Results | None) -> Scores:
+    modes = all_modes(problems, results.measure, results.runs)
+    # `pass@1` is that of the greedy run where there is one
+    return {"pass@1[avg-of-1]" if greedy and mode == "pass@1" else mode: s for mode, s in modes.items()}
+
+
+def _groups(results: Results, group_by: Sequence[str], greedy: Results | None) -> list[Group]:
     return [
         Group(
             field=name,
             value=value,
             rows=len(problems),
             counts=count(problems, results.runs),
-            metrics=all_modes(problems, results.measure, results.runs),
+            metrics=_modes(results, problems, greedy),
         )
         for number, name in enumerate(group_by)
         for value, problems in split_by_group(results, number)
     ]
-
-
-def _seconds(results: Results) -> float | None:
-    if results.first_request is None or results.last_answer is None:
-        return None
-    return results.last_answer - results.first_request

@@ -66,6 +66,9 @@ class Group:
     value: str
     rows: int
     """Number of its problems."""
+    valid: bool = True
+    """Whether the benchmark has all its runs, and of this group few enough samples failed."""
+    why_invalid: str | None = None
     counts: Counts
     metrics: Scores
 
@@ -90,7 +93,7 @@ class BenchmarkReport:
     avg_tokens: float | None = None
     """Mean number of generated tokens."""
     generation_seconds: float | None = None
-    """Wall-clock time from the first request to the last answer, of all runs together."""
+    """Wall-clock time from the first request to the last answer of a run, added up over the runs."""
     groups: tuple[Group, ...] = ()
     files: tuple[str, ...] = field(default=())
     """Names of the graded files, in the folder of `metrics.json`."""
