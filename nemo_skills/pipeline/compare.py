@@ -24,6 +24,10 @@ from nemo_skills.pipeline.wrapper import wrapper
 
 if TYPE_CHECKING:
     from nemo_skills.evaluation.metrics.compare import Change, Comparison
+    from nemo_skills.evaluation.metrics.report import Counts
+
+_SPOILED = ("timed out", "truncated", "failed")
+"""What stands beside a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Pair:
     measure: str
     valid: bool
     """Whether both scores are."""
+    counts: "tuple[Counts, Counts]"
+    """How the samples of each ended."""
     comparison: "Comparison"
 
     @property
@@ -76,12 +82,16 @@ def compare(own: CompareOptions, where: WhereOptions) -> list[Pair]:
 def _find(own: CompareOptions, where: WhereOptions) -> tuple[list[Result], ShellTunnel]:
     locate, tunnel = open_place(where)
     found: list[Result] = []
+    models: list[str] = []
     for folder in own.folders:
         results = read_results([locate(folder)], tunnel)
         if len(folders := list(folders_of(results))) != 1:
             what = f"several: {', '.join(folders)}" if folders else "none"
             raise UserError(f"{folder} must hold the results of one model, but there are {what}")
+        models += folders
         found += choose(results, own.benchmarks)
+    if models[0] == models[1]:
+        raise UserError(f"{' and '.join(own.folders)} are the same results, those in {models[0]}")
     if len(set(folders_of(found))) < 2:
         raise UserError(f"{' and '.join(own.folders)} have no benchmark in common")
     return found, tunnel
@@ -102,6 +112,7 @@ def _compare(first: Result, second: Result, tunnel: ShellTunnel) -> Pair:
         benchmark=first.report.benchmark,
         measure=measure,
         valid=first.report.valid and second.report.valid,
+        counts=(first.report.counts, second.report.counts),
         comparison=cast("Comparison", comparison),
     )
 
@@ -131,7 +142,17 @@ def _as_dict(pair: Pair) -> dict[str, object]:
     values = asdict(pair.comparison)
     values["changes"] = [asdict(change) | {"flipped": change.flipped} for change in pair.comparison.changes]
     counts = {"gained": len(pair.gained), "lost": len(pair.lost)}
+    counts |= {
+        f"{name}_{which}".replace(" ", "_"): number
+        for which, one in zip(("first", "second"), pair.counts, strict=True)
+        for name, number in {"total": one.total, **_spoiled(one)}.items()
+    }
     return {"benchmark": pair.benchmark, "measure": pair.measure, "valid": pair.valid, **counts, **values}
+
+
+def _spoiled(counts: "Counts") -> dict[str, int]:
+    """Return how many samples were spoiled, and by what."""
+    return dict(zip(_SPOILED, (counts.timed_out, counts.truncated, counts.infrastructure), strict=True))
 
 
 def _show(pairs: Sequence[Pair], names: Sequence[str]) -> None:
@@ -139,7 +160,7 @@ def _show(pairs: Sequence[Pair], names: Sequence[str]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("benchmark", "score"):
         table.add_column(name, overflow="fold")
-    for name in (*names, "difference", "95 % interval", "p", "gained", "lost", "problems"):
+    for name in (*names, "difference", "95 % interval", "p", "gained", "lost", "problems", *_SPOILED):
         table.add_column(name, overflow="fold", justify="right")
     for pair in pairs:
         result = pair.comparison
@@ -153,6 +174,7 @@ def _show(pairs: Sequence[Pair], names: Sequence[str]) -> None:
             Text(f"{result.difference:+.2f}{'' if pair.valid else f' {INVALID}'}", style=colour),
             *(interval, f"{result.p_value:.2g}", f"{len(pair.gained)}", f"{len(pair.lost)}"),
             f"{result.problems}",
+            *(" → ".join(f"{_spoiled(one)[name]}/{one.total}" for one in pair.counts) for name in _SPOILED),
         )
     console.print(table)
     for pair in pairs:

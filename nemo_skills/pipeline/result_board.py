@@ -27,7 +27,7 @@ def send(results: Sequence[Result], project: str, group: str | None = None) -> N
         values: dict[str, float | int | None] = {}
         for line in own:
             values[f"{line.benchmark}/{line.mode}/{line.measure}"] = line.score
-            for name in ("no_answer", "truncated", "failed", "avg_tokens", "generation_seconds"):
+            for name in ("no_answer", "timed_out", "truncated", "failed", "avg_tokens", "generation_seconds"):
                 values[f"{line.benchmark}/{name}"] = getattr(line, name)
             values[f"{line.benchmark}/valid"] = int(line.valid)
         run = wandb.init(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_skills.pipeline.result_files import Result, folders_of, short_names
 
 if TYPE_CHECKING:
-    from nemo_skills.evaluation.metrics.report import BenchmarkReport, Counts, Scores
+    from nemo_skills.evaluation.metrics.report import BenchmarkReport, Group, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +50,19 @@ def lines(results: Sequence[Result], *, groups: bool = False) -> list[Line]:
 
 def _of(one: Result, model: str, *, groups: bool) -> Iterator[Line]:
     report = one.report
-    common = {"benchmark": report.benchmark, "model": model, "folder": one.folder} | _validity(report)
+    common = {"benchmark": report.benchmark, "model": model, "folder": one.folder}
     totals = {"avg_tokens": report.avg_tokens, "generation_seconds": report.generation_seconds}
-    yield from _scores(common | totals | {"group": ""} | _numbers(report.counts), report.metrics)
+    yield from _scores(common | totals | {"group": ""} | _about(report), report.metrics)
     for group in report.groups if groups else ():
-        named = {"group": f"{group.field}={group.value}", **_numbers(group.counts)}
+        named = {"group": f"{group.field}={group.value}", **_about(group)}
         yield from _scores(common | named, group.metrics)
 
 
-def _validity(report: "BenchmarkReport") -> dict[str, object]:
-    return {"valid": report.valid, "why_invalid": report.why_invalid}
-
-
-def _numbers(counts: "Counts") -> dict[str, Any]:
+def _about(scored: "BenchmarkReport | Group") -> dict[str, Any]:
+    counts = scored.counts
     return {
+        "valid": scored.valid,
+        "why_invalid": scored.why_invalid,
         "total": counts.total,
         "no_answer": counts.no_answer,
         "truncated": counts.truncated,

@@ -18,7 +18,7 @@ _WIDE = 100_000
 INVALID = "!"
 """Stands behind a score that must not be relied on."""
 _KINDS = ("benchmark", "score")
-_CELLS = ("%", "95 %", "no answer", "truncated", "failed", "tokens", "seconds")
+_CELLS = ("%", "95 %", "no answer", "timed out", "truncated", "failed", "tokens", "seconds")
 _NO_ANSWER = "no_answer"
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -111,18 +111,22 @@ def _header(pivot: Pivot) -> list[str]:
 
 def _cells(pivot: Pivot) -> tuple[str, ...]:
     """Return the columns of each model: where they stand side by side, fewer."""
-    return _CELLS if len(pivot.models) == 1 else _CELLS[:5]
+    return _CELLS if len(pivot.models) == 1 else _CELLS[:6]
 
 
 def _body(pivot: Pivot) -> Iterator[tuple[list[str], Mapping[str, Line]]]:
     """Yield the words of every row, and its scores."""
     previous = ""
+    counted: set[str] = set()
     for (benchmark, group, mode, measure), row in pivot.rows.items():
         name = f"{benchmark} {group}".strip()
-        first, previous = name != previous, name
-        words = [name if first else "", f"{mode} {measure}"]
+        if name != previous:
+            counted = set()
+        words = [name if name != previous else "", f"{mode} {measure}"]
         for model in pivot.models:
-            words += _cell(row.get(model), first=first)[: len(_cells(pivot))]
+            words += _cell(row.get(model), first=model not in counted)[: len(_cells(pivot))]
+        previous = name
+        counted |= row.keys()
         yield words, row
 
 
@@ -131,9 +135,10 @@ def _cell(line: Line | None, *, first: bool) -> list[str]:
         return [""] * len(_CELLS)
     mark = "" if line.valid else f" {INVALID}"
     interval = "" if line.low is None else f"{line.low:.1f}–{line.high:.1f}"
-    counts = [f"{number}/{line.total}" for number in (line.no_answer, line.truncated, line.failed)]
+    numbers = (line.no_answer, line.timed_out, line.truncated, line.failed)
+    counts = [f"{number}/{line.total}" for number in numbers]
     once = [*counts, _number(line.avg_tokens, 0), _number(line.generation_seconds, 0)]
-    # they are the same for all scores of a benchmark
+    # they are the same for all scores of a model on a benchmark
     return [f"{line.score:.2f}{mark}", interval, *(once if first else [""] * len(once))]
 
 
@@ -144,13 +149,13 @@ def _number(value: float | None, digits: int) -> str:
 def _notes(pivot: Pivot) -> list[str]:
     """Return why scores are invalid, one sentence each."""
     invalid = {
-        (line.benchmark, line.model): line.why_invalid or "unknown reason"
+        (f"{line.benchmark} {line.group}".strip(), line.model): line.why_invalid or "unknown reason"
         for row in pivot.rows.values()
         for line in row.values()
         if not line.valid
     }
     several = len(pivot.models) > 1
     return [
-        f"{INVALID} {benchmark}{f' of {model}' if several else ''} is not valid: {why}"
-        for (benchmark, model), why in invalid.items()
+        f"{INVALID} {name}{f' of {model}' if several else ''} is not valid: {why}"
+        for (name, model), why in invalid.items()
     ]

@@ -15,7 +15,7 @@ from tests.services.process import wait_until
 
 
 def report(benchmark: str, value: float, **changes: object) -> BenchmarkReport:
-    counts = Counts(total=800, correct=500, incorrect=280, no_answer=12, failed=8, truncated=3)
+    counts = Counts(total=800, correct=500, incorrect=280, no_answer=12, timed_out=5, failed=8, truncated=3)
     score = Score(value=value, problems=200, std_error=1.0, low=value - 2, high=value + 2)
     values = {
         "benchmark": benchmark,
@@ -69,15 +69,39 @@ def summary(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_models_side_by_side(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = summary(capsys, models)
     names, header, _, *rows = out.splitlines()
-    assert names.split() == [*["base", "&", "co"] * 5, *["tuned"] * 5]
+    assert names.split() == [*["base", "&", "co"] * 6, *["tuned"] * 6]
     assert header.split().count("truncated") == 2
     assert rows[0].split() == [
-        *("gsm8k", "pass@1[avg-of-4]", "symbolic_correct", "50.00", "48.0–52.0", "12/800", "3/800", "8/800"),
-        *("75.25", "!", "73.2–77.2", "12/800", "3/800", "8/800"),
+        *("gsm8k", "pass@1[avg-of-4]", "symbolic_correct"),
+        *("50.00", "48.0–52.0", "12/800", "5/800", "3/800", "8/800"),
+        *("75.25", "!", "73.2–77.2", "12/800", "5/800", "3/800", "8/800"),
     ]
     assert rows[1].split() == ["pass@4", "symbolic_correct", "60.00", "85.25", "!"]
     assert rows[2].split()[0] == "math_x"
     assert "! gsm8k of tuned is not valid: 8 of 800 samples failed | 1 %" in out
+
+
+def test_each_model_has_its_counts_beside_its_first_score(
+    weird_tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(weird_tmp_path / "a", report("gsm8k", 50.0))
+    single = {"pass@1": {"symbolic_correct": Score(value=60.0, problems=200)}}
+    save(weird_tmp_path / "b", report("gsm8k", 60.0, metrics=single, counts=Counts(total=200, failed=9)))
+    rows = summary(capsys, weird_tmp_path).splitlines()[3:]
+    assert [("12/800" in row, "9/200" in row) for row in rows] == [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]
+
+
+def test_groups_have_their_own_validity(weird_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(weird_tmp_path / "a", report("gsm8k", 50.0, valid=False, why_invalid="many failed"))
+    lines = json.loads(summary(capsys, weird_tmp_path, "--groups", "--format=json"))
+    assert {line["group"]: line["valid"] for line in lines} == {"": False, "level=5": True}
+    out = summary(capsys, weird_tmp_path, "--groups")
+    assert "99.00 !" not in out
+    assert "! gsm8k is not valid: many failed" in out
 
 
 def test_filters_and_patterns(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,13 +126,13 @@ def test_formats_for_programs(models: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_formats_for_documents(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header, rule, *rows = summary(capsys, models, "--format=markdown").splitlines()
-    assert header.count("|") == rule.count("|") == rows[0].count("|") == 13
+    assert header.count("|") == rule.count("|") == rows[0].count("|") == 15
     latex = summary(capsys, models, "--format=latex")
     assert r"base \& co" in latex
     assert r"math\_x" in latex
     assert "_x" not in latex.replace(r"\_x", "")
     lines = [line for line in latex.splitlines() if line.endswith(r" \\")]
-    assert {line.replace(r"\&", "").count("&") for line in lines} == {11}
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {13}
 
 
 def test_broken_files_are_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,10 +200,12 @@ def test_compare_two_models(
     assert result["difference"] == pytest.approx(18.75)
     assert result["low"] < 18.75 < result["high"]
     assert (result["gained"], result["lost"]) == (3, 1)
+    assert (result["failed_first"], result["failed_second"], result["total_second"]) == (4, 2, 20)
 
     assert cli.main(["compare", "old", "new", "--show=1"]) == 0
     out = capsys.readouterr().out
     assert "+18.75" in out
+    assert "4/20 → 2/20" in out
     assert "0.00 → 1.00" in out
     assert "and 2 more" in out
     assert "1.00 → 0.00" in out
@@ -193,6 +219,7 @@ def test_compare_two_models(
         (["old", "nothing"], "there are none"),
         (["old", "."], "there are several"),
         (["old", "other"], "no benchmark in common"),
+        (["old", "./old/eval-results"], "old and ./old/eval-results are the same results"),
     ],
 )
 def test_what_cannot_be_compared(
