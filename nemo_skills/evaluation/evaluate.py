@@ -27,6 +27,7 @@ class EvaluateConfig:
     timeout_s: float | None = opt(None, "longest time for one answer; null is the grader's own")
     memory_mb: int = opt(2048, "memory of a grading process; 0 is no limit")
     regrade: bool = opt(False, "grade all rows again")
+    done_mark: str | None = opt(None, "an empty file to make once every row of all files is graded")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "how much to log")
 
     def __post_init__(self) -> None:
@@ -51,6 +52,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Grade the answers in JSONL files, in place; whatever happens, a rerun goes on from the graded ones."""
     # a launcher imports this module for the schema alone
+    from nemo_skills.core.jsonl import disk_errors
     from nemo_skills.core.log import get_logger, setup_logging
     from nemo_skills.evaluation.graders import GraderSpec, grader_class
     from nemo_skills.evaluation.grading import FileGrading
@@ -75,6 +77,9 @@ def evaluate(config: EvaluateConfig) -> None:
                 problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    if config.done_mark:
+        with disk_errors(Path(config.done_mark)):
+            Path(config.done_mark).expanduser().touch()
 
 
 run = main(EvaluateConfig)(evaluate)

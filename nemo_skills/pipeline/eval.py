@@ -108,7 +108,11 @@ def show_scores(request: Request) -> None:
     """Print the scores that there are of the benchmarks of a request, whose files are on this machine."""
     folder = Path(host_path(request.cluster, request.results_dir))
     names = [target.name for target in request.targets]
-    found = [one for one in read_results([folder.parent]) if one.report.benchmark in names]
+    try:
+        found = [one for one in read_results([folder.parent]) if one.report.benchmark in names]
+    except UserError as error:  # what is wrong with some file must not hide what became of the jobs
+        LOG.warning("the scores cannot be shown: %s", error)
+        return
     if found:
         show_table(found)
 
@@ -162,7 +166,9 @@ def _progress(request: Request) -> Progress:
         part.answers: part.target.input_file for part in parts
     }
     data = {target.input_file: target for target in request.targets}
-    others = [request.metrics_file(target) for target in request.targets]
+    others = [
+        path(target) for target in request.targets for path in (request.metrics_file, request.graded_mark)
+    ]
     progress = find_progress(
         request.cluster, inputs, request.job.run_after, [*others, *filter(_can_be_seen, data)]
     )
@@ -201,7 +207,9 @@ def _tell(plan: Plan, progress: Progress, folder: str) -> None:
     }:
         LOG.info("queued by an earlier call, not submitted again: %s", ", ".join(sorted(waiting)))
     if not plan.jobs and not progress.queued:
-        LOG.info("everything is done; --rerun_done does it again")
+        LOG.info(
+            "everything is done; --rerun_done does it again, with other arguments of models or judges too"
+        )
     elif progress.done:
         names = sorted(str(PurePosixPath(path).relative_to(folder)) for path in progress.done)
         LOG.info("already done, not run again: %s", ", ".join(names))

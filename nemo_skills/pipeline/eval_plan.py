@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.pipeline.answering import MAIN, ROLE, Progress, answering_job
+from nemo_skills.pipeline.answering import MAIN, ROLE, Progress, answering_job, encoded
 from nemo_skills.pipeline.benchmarks import Target
 from nemo_skills.pipeline.eval_request import (
     EVALUATE,
+    GRADED,
     SCORE,
     Part,
     Request,
@@ -21,6 +22,8 @@ from nemo_skills.pipeline.options import HookOptions
 from nemo_skills.pipeline.servers.sandbox import sandbox_component
 
 SCORE_SUFFIX = "-score"
+# an older mark would later pass for that of the scores, and older scores for those of a newer mark
+_FORGET = f'for folder; do rm -f -- "$folder"/metrics.json "$folder"/{GRADED}*; done'
 _ROWS = 1000
 """Taken for the length of a benchmark of unknown length."""
 
@@ -134,12 +137,14 @@ def _after(job: Job, parts: Sequence[Part], answering: _Made, progress: Progress
 
 def _score(request: Request, progress: Progress, made: Sequence[Job]) -> tuple[list[Job], tuple[str, ...]]:
     """Return the job that grades and scores what is there in the end, and ids of jobs that it replaces."""
-    metrics = [request.metrics_file(target) for target in request.targets]
-    scored = progress.found.exists if progress.found else frozenset()
+    metrics = {request.graded_mark(target): request.metrics_file(target) for target in request.targets}
+    exists = progress.found.exists if progress.found else frozenset()
     waiting = {path: job for path, job in progress.queued.items() if path in metrics}
-    queued = {job.id for path, job in progress.queued.items() if path not in metrics}
-    up_to_date = () if queued else scored
-    if not made and all(path in up_to_date or path in waiting for path in metrics):
+    # those that score with other arguments, too
+    queued = {job.id for job in progress.queued.values()} - {job.id for job in waiting.values()}
+    if not made and all(
+        mark in waiting or ({mark, path} <= exists and not queued) for mark, path in metrics.items()
+    ):
         return [], ()
     job = Job(
         name=f"{request.name}{SCORE_SUFFIX}",
@@ -147,7 +152,7 @@ def _score(request: Request, progress: Progress, made: Sequence[Job]) -> tuple[l
         after=tuple(job.name for job in made),
         after_ids=tuple(sorted(queued)),
         despite_failure=True,
-        writes=tuple(metrics),
+        writes=(*metrics.values(), *metrics),
     )
     return [job], tuple(dict.fromkeys(job.id for job in waiting.values() if job.state == "PENDING"))
 
@@ -158,16 +163,26 @@ def _sandbox(request: Request) -> tuple[Component, ...]:
 
 def _scorer(request: Request) -> Component:
     grading = [
-        _grading(
-            request,
-            target,
-            [p.path for p in request.parts() if p.target is target],
-            judged=request.judges(target),
+        (
+            *_grading(
+                request,
+                target,
+                [p.path for p in request.parts() if p.target is target],
+                judged=request.judges(target),
+            ),
+            *encoded({"done_mark": request.graded_mark(target)}),
         )
         for target in request.targets
     ]
     score: Argv = (PYTHON, "-m", SCORE, *scoring_args(request))
-    return Component(name="main", role=ROLE, commands=(*grading, score), independent=True)
+    folders = [f"{request.results_dir}/{target.name}" for target in request.targets]
+    return Component(
+        name="main",
+        role=ROLE,
+        before=(("bash", "-c", _FORGET, "forget", *folders),),
+        commands=(*grading, score),
+        independent=True,
+    )
 
 
 def answering_command(request: Request, part: Part) -> Argv:

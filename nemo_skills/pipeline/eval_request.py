@@ -1,5 +1,6 @@
 """What `ns eval` is asked to do, and the arguments that its jobs give to the mains."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ SCORE = "nemo_skills.evaluation.score"
 JUDGE_PROMPT = "judge/math"
 UNJUDGED = "unjudged"
 """Folder of answers that the judge goes on from, in that of a benchmark's results; known to `SCORE`, too."""
+GRADED = ".graded-"
+"""Begin of the name of a mark, which ends in a checksum of the arguments of grading and scoring."""
 _JUDGED = ("math", "judge")
 
 
@@ -54,6 +57,11 @@ class Request:
     def metrics_file(self, target: Target) -> str:
         """Return where the scores of a benchmark go."""
         return f"{self.results_dir}/{target.name}/metrics.json"
+
+    def graded_mark(self, target: Target) -> str:
+        """Return a file that is there once the answers to a benchmark are graded as is asked for now."""
+        asked = (*grading_args(self, target, (), judged=self.judges(target)), *self.score_args)
+        return f"{self.results_dir}/{target.name}/{GRADED}{zlib.crc32(repr(asked).encode()):08x}"
 
     def judges(self, target: Target) -> bool:
         """Tell whether the judge grades a benchmark."""
@@ -124,7 +132,12 @@ def grading_args(
 def scoring_args(request: Request) -> tuple[str, ...]:
     """Return the arguments of the main that scores."""
     runs = {target.name: len(target.seeds) for target in request.targets}
-    values: dict[str, object] = {"results_dir": request.results_dir, "runs": runs}
+    # others may be in the folder whose answers are not complete
+    values: dict[str, object] = {
+        "results_dir": request.results_dir,
+        "benchmarks": [target.name for target in request.targets],
+        "runs": runs,
+    }
     values["require_graded"] = True  # scores that are there mean that nothing is left to do
     if request.own.extra_datasets:
         values["extra_datasets"] = request.own.extra_datasets

@@ -169,6 +169,17 @@ def test_scores_are_right_and_a_failed_benchmark_stays_alone(
     assert "100.00" in capsys.readouterr().out
     assert stamps(here.folder / "out") == before
     assert metrics(here.folder / "out", "broken")["rows"] == 1
+    assert here.eval(*words) == 0
+    assert "everything is done" in capsys.readouterr().err
+
+    # other settings of the grader grade again; a broken file of somebody else's hides nothing
+    (here.folder / "out/old/eval-results/x").mkdir(parents=True)
+    (here.folder / "out/old/eval-results/x/metrics.json").write_text("{")
+    assert here.eval("--benchmarks=gsm8k:2", *EIGHTEEN, "--grader_args=++grader.extract_regex=(none)") == 0
+    assert "the scores cannot be shown" in capsys.readouterr().err
+    counts = metrics(here.folder / "out")["counts"]
+    assert (counts["no_answer"], counts["total"]) == (120, 120)
+    assert metrics(here.folder / "out", "broken")["counts"]["correct"] == 1
 
 
 @pytest.mark.service("slurm")

@@ -164,10 +164,10 @@ def test_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_scores_of_several_runs(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     stats = {"num_generated_tokens": 10, "finish_reason": "stop", "level": 1}
-    times = {"generation_start_time": 100.0, "generation_end_time": 103.5}
     runs = (["1", "1", "2"], ["1", "2", "2"])
     for run, answers in enumerate(runs):
-        rows = boxed(answers, **stats, **times)
+        started = 100.0 + 86_400 * run  # the second one only the day after
+        rows = boxed(answers, **stats, generation_start_time=started, generation_end_time=started + 3.5)
         rows[2]["level"] = 2
         write(folder / f"output-rs{run}.jsonl", rows)
     evaluate(f"++input_files={folder}/output-rs*.jsonl")
@@ -178,7 +178,7 @@ def test_scores_of_several_runs(tmp_path: Path) -> None:
     assert report.score.value == pytest.approx(50.0)
     assert report.metrics["pass@2"]["symbolic_correct"].value == pytest.approx(200 / 3)
     assert report.metrics["majority@2"]["symbolic_correct"].value == pytest.approx(50.0)
-    assert (report.avg_tokens, report.generation_seconds) == (10.0, 3.5)
+    assert (report.avg_tokens, report.generation_seconds) == (10.0, 7.0)
     assert [(g.field, g.value, g.rows, g.counts.correct) for g in report.groups] == [
         ("level", "1", 2, 3),
         ("level", "2", 1, 0),
@@ -222,6 +222,59 @@ def test_greedy_beside_seeds(tmp_path: Path) -> None:
     assert report.score is not None
     assert report.score.value == 100.0
     assert report.metrics["pass@1"]["symbolic_correct"].value == 50.0
+
+
+def test_one_seed_beside_a_greedy_run(tmp_path: Path) -> None:
+    for name, answers in (("output", ["1", "2"]), ("output-rs0", ["1", "1"])):
+        write(tmp_path / "demo" / f"{name}.jsonl", boxed(answers, level=1))
+    evaluate(f"++input_files={tmp_path}/demo/*.jsonl")
+    report = score(tmp_path, "++group_by=[level]")["demo"]
+    values = {mode: scores["symbolic_correct"].value for mode, scores in report.metrics.items()}
+    assert values == {"pass@1[avg-of-1]": 100.0, "pass@1": 50.0}
+    assert [list(group.metrics) for group in report.groups] == [["pass@1[avg-of-1]"]]
+
+
+def test_grades_by_different_settings_are_no_score(tmp_path: Path) -> None:
+    for run in range(2):
+        write(tmp_path / "demo" / f"output-rs{run}.jsonl", boxed(["1", "2"], level=1))
+        evaluate(f"++input_files={tmp_path}/demo/output-rs{run}.jsonl", f"++grader.tolerance={run + 1}e-3")
+    report = score(tmp_path, "++group_by=[level]")["demo"]
+    assert "different settings" in str(report.why_invalid)
+    assert not report.groups[0].valid
+    evaluate(f"++input_files={tmp_path}/demo/output-rs?.jsonl")
+    assert score(tmp_path)["demo"].valid
+
+
+def test_groups_are_valid_or_not_by_themselves(tmp_path: Path) -> None:
+    rows = [{"id": n, "do": "x", "level": n // 10, "finish_reason": "stop"} for n in range(20)]
+    for row in rows[:3]:
+        row["finish_reason"] = "length"
+    write(tmp_path / "demo" / "output.jsonl", rows)
+    evaluate(f"++input_files={tmp_path}/demo/output.jsonl", OBEDIENT)
+    report = score(tmp_path, "++group_by=[level]")["demo"]
+    assert [(group.value, group.valid) for group in report.groups] == [("0", False), ("1", True)]
+    assert "3 of 10 answers" in str(report.groups[0].why_invalid)
+    missing = score(tmp_path, "++group_by=[level]", "++runs={demo: 2}")["demo"]
+    assert [group.why_invalid for group in missing.groups][1] == "1 of 2 runs are there"
+
+
+def test_a_benchmark_without_results_does_not_keep_others_from_being_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("demo", "other"):
+        write(tmp_path / name / "output.jsonl", boxed(["1"]))
+    with pytest.raises(SystemExit):
+        score_main.run([f"++results_dir={tmp_path}", "++benchmarks=[lost,demo]"])
+    assert "has no results of 'lost'" in capsys.readouterr().err
+    assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["demo"]
+
+
+def test_a_mark_says_that_all_is_graded(tmp_path: Path) -> None:
+    path, mark = write(tmp_path / "output.jsonl", boxed(["1"])), tmp_path / "mark"
+    evaluate(f"++input_files={path},{tmp_path}/lost.jsonl", f"++done_mark={mark}", code=2)
+    assert not mark.exists()
+    evaluate(f"++input_files={path}", f"++done_mark={mark}")
+    assert mark.exists()
 
 
 def test_ungraded_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,13 @@ def paths(name: str, *seeds: int) -> list[str]:
     return [f"{RESULTS}/{name}/output-rs{seed}.jsonl" for seed in seeds]
 
 
+def scores(request: Request) -> list[str]:
+    """Return the files that are there once everything is scored."""
+    return [
+        path(target) for path in (request.metrics_file, request.graded_mark) for target in request.targets
+    ]
+
+
 def exists(*files: str) -> Survey:
     return Survey(exists=frozenset(files))
 
@@ -53,7 +61,8 @@ def words(argv: Argv) -> list[str]:
 
 
 def test_one_server_answers_all_benchmarks_and_a_job_without_gpus_scores() -> None:
-    plan = plan_eval(request_for("gsm8k:0", "math-500:2"), Progress())
+    request = request_for("gsm8k:0", "math-500:2")
+    plan = plan_eval(request, Progress())
     answering, score = plan.jobs
     assert [job.name for job in plan.jobs] == ["e", "e-score"]
     assert [c.name for c in answering.components] == ["server", "main"]
@@ -70,14 +79,17 @@ def test_one_server_answers_all_benchmarks_and_a_job_without_gpus_scores() -> No
     assert score.despite_failure
     assert score.after == ("e",)
     assert [c.gpus for c in score.components] == [0]
-    assert score.writes == (f"{RESULTS}/gsm8k/metrics.json", f"{RESULTS}/math-500/metrics.json")
+    metrics = (f"{RESULTS}/gsm8k/metrics.json", f"{RESULTS}/math-500/metrics.json")
+    assert score.writes == (*metrics, *map(request.graded_mark, request.targets))
     # old scores must not outlive the results that they were made of
-    assert set(answering.main.before[0]) >= set(score.writes)
+    assert set(answering.main.before[0]) >= set(metrics)
+    # the results of others in the folder are their own affair
+    assert "++benchmarks=['gsm8k','math-500']" in score.main.commands[-1]
 
 
 def test_a_second_call_plans_what_is_missing() -> None:
     request = request_for("gsm8k:4", "math-500:2")
-    metrics = [f"{RESULTS}/{name}/metrics.json" for name in ("gsm8k", "math-500")]
+    metrics = scores(request)
     everything = frozenset([*paths("gsm8k", 0, 1, 2, 3), *paths("math-500", 0, 1)])
     assert plan_eval(request, Progress(done=everything, found=exists(*metrics))).jobs == ()
 
@@ -88,15 +100,41 @@ def test_a_second_call_plans_what_is_missing() -> None:
     assert answering.main.before == (("rm", "-f", metrics[0]),)
     assert score.after == (answering.name,)
 
-    (score,) = plan_eval(request, Progress(done=everything, found=exists(metrics[0]))).jobs
+    for lost in range(len(metrics)):
+        some = exists(*metrics[:lost], *metrics[lost + 1 :])
+        (score,) = plan_eval(request, Progress(done=everything, found=some)).jobs
+        assert score.name == "e-score"
+
+
+@pytest.mark.parametrize(
+    ("judge", "changes"),
+    [
+        (None, {"grader_args": ("++grader.tolerance=0.1",)}),
+        (JUDGE, {"score_args": ("++max_failed_share=1",)}),
+        (JUDGE, {"judge": None}),
+    ],
+)
+def test_other_arguments_grade_and_score_again(judge: Judge | None, changes: dict[str, Any]) -> None:
+    request = request_for("gsm8k:1", judge=judge)
+    done = frozenset(path for part in request.parts() for path in (part.path, part.answers))
+    progress = Progress(done=done, found=exists(*scores(request)))
+    assert plan_eval(request, progress).jobs == ()
+    other = dataclasses.replace(request, **changes)
+    (score,) = plan_eval(other, progress).jobs
     assert score.name == "e-score"
+
+    # a job that scores with the old ones neither does what is asked for nor may write at the same time
+    waiting = Queued(id="7", state="PENDING", job="e-score", expname="e")
+    queued = {other.metrics_file(other.targets[0]): waiting}
+    plan = plan_eval(other, Progress(done=done, queued=queued, found=exists()))
+    assert (plan.jobs[0].after_ids, plan.replaces) == (("7",), ())
 
 
 def test_jobs_in_the_queue_are_not_planned_again() -> None:
     request = request_for("gsm8k:2")
     running = Queued(id="1", state="RUNNING", job="e", expname="e")
     scoring = Queued(id="2", state="PENDING", job="e-score", expname="e")
-    queued = {paths("gsm8k", 0)[0]: running, f"{RESULTS}/gsm8k/metrics.json": scoring}
+    queued = {paths("gsm8k", 0)[0]: running} | dict.fromkeys(scores(request), scoring)
     nothing = Progress(done=frozenset(paths("gsm8k", 1)), queued=queued, found=exists())
     assert plan_eval(request, nothing).jobs == ()
 
