@@ -148,6 +148,8 @@ def main() -> None:
     gc.freeze()  # or the collector would touch, and so copy, all memory in each worker
     nursery = Nursery(control, Board(arguments["board"], arguments["slots"]), grader, arguments["memory"])
     try:
-        nursery.run()
+        # a pool that went away with something unread resets the connection
+        with suppress(ConnectionResetError):
+            nursery.run()
     finally:
         nursery.kill_all()
