@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -97,6 +97,20 @@ def get_benchmarks(names: Iterable[str], extra_datasets: str | Path | None = Non
         benchmark = get_benchmark(name, extra_datasets)
         found[benchmark.name] = benchmark
     return list(found.values())
+
+
+def benchmarks_to_prepare(
+    names: Iterable[str], extra_datasets: str | Path | None, sources: Sequence[str | Path]
+) -> list[Benchmark]:
+    """Find benchmarks whose files are to be taken from `sources`, if there are any.
+
+    Raises:
+        UserError: a name is unknown, or there are files but several benchmarks.
+    """
+    found = get_benchmarks(names, extra_datasets)
+    if sources and len(found) > 1:
+        raise UserError("--source has the files of one benchmark; prepare the others in calls of their own")
+    return found
 
 
 def list_benchmarks(extra_datasets: str | Path | None = None) -> tuple[str, ...]:

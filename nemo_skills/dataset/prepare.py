@@ -10,7 +10,7 @@ from pathlib import Path
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import count_rows, write_file
 from nemo_skills.core.script import run_script
-from nemo_skills.dataset.lookup import Benchmark, default_data_dir, get_benchmarks
+from nemo_skills.dataset.lookup import Benchmark, benchmarks_to_prepare, default_data_dir
 from nemo_skills.dataset.manifest import Manifest, file_hash, manifest_path
 from nemo_skills.dataset.preparing import Preparation, Prepared, prepare
 
@@ -37,12 +37,10 @@ def main() -> None:
     parser.add_argument("--source", type=Path, nargs="+", default=(), help="files downloaded already")
     parser.add_argument("--overwrite", action="store_true", help="prepare also what is there already")
     given = parser.parse_args()
-    benchmarks = get_benchmarks(given.names, given.extra_datasets)
+    benchmarks = benchmarks_to_prepare(given.names, given.extra_datasets, given.source)
     options = Options(
         data_dir=given.data_dir, split=given.split, source=tuple(given.source), overwrite=given.overwrite
     )
-    if options.source and len(benchmarks) > 1:
-        raise UserError("--source has the files of one benchmark; prepare the others in calls of their own")
     prepare_all(benchmarks, options)
 
 
@@ -61,6 +59,7 @@ def prepare_all(benchmarks: list[Benchmark], options: Options) -> None:
             done = found or prepare_one(benchmark, options)
             line = f"{done.manifest.rows} rows in {done.path} (ready already, not prepared again)"
             print(f"{benchmark.name}: {line if found else done.report}", flush=True)
+            done.warn()
         except UserError as error:
             if len(benchmarks) == 1:
                 raise
@@ -126,7 +125,7 @@ def _own_rows(benchmark: Benchmark, split: str, path: Path) -> Prepared:
         rows=count_rows(path),
         sha256=file_hash(path),
         checked=False,
-        known_rows=benchmark.defaults.rows,
+        known_rows=benchmark.defaults.rows if split == benchmark.defaults.eval_split else None,
         sources=(str(benchmark.folder),),
     )
     return Prepared(path=path, manifest=manifest)

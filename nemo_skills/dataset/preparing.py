@@ -5,11 +5,13 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import atomic_output, check_input, disk_errors, write_file
@@ -21,7 +23,9 @@ from nemo_skills.dataset.lookup import default_data_dir
 from nemo_skills.dataset.manifest import Manifest, manifest_path
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
 
-_DOWNLOADS = ".downloads"
+_WORK = ".preparing-"
+_LEFT_S = 7 * 86_400.0
+"""A folder to work in that has not changed for so long was left by a run that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,17 @@ class Prepared:
         line = f"{self.manifest.rows} rows in {self.path}"
         return line if self.manifest.checked else f"{line} (content not checked: no hash of it is known)"
 
+    def warn(self) -> None:
+        """Tell people if rows are missing, or too many."""
+        made = self.manifest
+        if made.known_rows not in {None, made.rows}:
+            print(
+                f"Warning: {self.path} has {made.rows} rows, but {made.benchmark} {made.split}"
+                f" has {made.known_rows}",
+                file=sys.stderr,
+                flush=True,
+            )
+
 
 def prepare(
     preparation: Preparation, split_name: str, output_dir: Path, sources: Sequence[Path] = ()
@@ -84,10 +99,10 @@ def prepare(
         if not source.is_dir():
             check_input(source)
     output = output_dir / f"{split_name}.jsonl"
-    with disk_errors(output):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with _files(split, sources, output_dir) as files:
-            rows, digest = _write(output, preparation, split_name, files)
+    with disk_errors(output), _own_folder(output_dir) as folder:
+        files = sources or [download(url, folder / str(number)) for number, url in enumerate(split.urls)]
+        new = folder / output.name
+        rows, digest = _write(new, preparation, split_name, files)
         manifest = Manifest(
             benchmark=preparation.name,
             split=split_name,
@@ -97,27 +112,22 @@ def prepare(
             known_rows=split.rows,
             sources=tuple(map(str, sources)) or split.urls,
         )
-        write_file(manifest_path(output), manifest.to_json())
-    if split.rows not in {None, rows}:
-        print(
-            f"Warning: {output} has {rows} rows, but {preparation.name} {split_name} has {split.rows}",
-            file=sys.stderr,
-        )
+        write_file(manifest_path(new), manifest.to_json())
+        new.replace(output)
+        manifest_path(new).replace(manifest_path(output))
     return Prepared(path=output, manifest=manifest)
 
 
 @contextmanager
-def _files(split: Split, sources: Sequence[Path], output_dir: Path) -> Iterator[Sequence[Path]]:
-    if sources:
-        yield sources
-        return
-    folder = output_dir / _DOWNLOADS
-    # what a killed run has left
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield [download(url, folder / str(number)) for number, url in enumerate(split.urls)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _own_folder(output_dir: Path) -> Iterator[Path]:
+    """Make a folder that no other process uses, even if it prepares the same; remove what was left there."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for left in output_dir.glob(f"{_WORK}*"):
+        with suppress(OSError):  # another process may remove it too
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left)
+    with TemporaryDirectory(prefix=_WORK, dir=output_dir, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _write(output: Path, preparation: Preparation, split_name: str, files: Sequence[Path]) -> tuple[int, str]:
@@ -167,7 +177,9 @@ def run(preparation: Preparation, args: Sequence[str] | None = None) -> None:
 
     def script() -> None:
         given = _parser(preparation).parse_args(args)
-        print(prepare(preparation, given.split, given.output_dir, given.source).report)
+        prepared = prepare(preparation, given.split, given.output_dir, given.source)
+        print(prepared.report)
+        prepared.warn()
 
     run_script(script)
 

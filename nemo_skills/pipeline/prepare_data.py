@@ -68,9 +68,7 @@ def _check_names(own: PrepareDataOptions, data: DataOptions) -> None:
     if not own.benchmarks:
         names = ", ".join([*lookup.list_benchmarks(data.extra_datasets), *lookup.GROUPS])
         raise UserError(f"which benchmarks? Name some of: {names}")
-    found = lookup.get_benchmarks(own.benchmarks, data.extra_datasets)
-    if own.source and len(found) > 1:
-        raise UserError("--source has the files of one benchmark; prepare the others in calls of their own")
+    lookup.benchmarks_to_prepare(own.benchmarks, data.extra_datasets, own.source)
 
 
 def _argv(own: PrepareDataOptions, data: DataOptions, cluster: ClusterConfig) -> Argv:

@@ -42,6 +42,7 @@ def test_a_benchmark_is_prepared_once(place: Place, capfdbinary: pytest.CaptureF
     assert place.ns("logs", "again") == 0
     assert b"human-eval: 2 rows in" in (said := capfdbinary.readouterr().out)
     assert b"ready already, not prepared again" in said
+    assert b"has 2 rows, but human-eval test has 164" in said
 
 
 def test_failures_end_in_the_jobs_exit_code(

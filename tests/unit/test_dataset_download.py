@@ -1,6 +1,7 @@
 """Downloading, from a server on this machine."""
 
 import dataclasses
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.dataset.preparing import Preparation, Split, prepare
+from nemo_skills.dataset.rows import PreparedRow, SourceRow
 from nemo_skills.dataset.svamp.prepare import PREPARATION
 
 SAMPLE = (Path(__file__).parents[1] / "data" / "benchmarks" / "svamp.json").read_bytes()
@@ -54,7 +56,9 @@ def published_at(*urls: str) -> Preparation:
 
 def test_files_are_fetched_and_not_kept(origin: str, weird_tmp_path: Path) -> None:
     # what a killed run has left is in nobody's way
-    (weird_tmp_path / ".downloads" / "svamp.json").mkdir(parents=True)
+    left = weird_tmp_path / ".preparing-left"
+    (left / "svamp.json").mkdir(parents=True)
+    os.utime(left, (0, 0))
     urls = (f"{origin}/svamp.json?download=true", f"{origin}/moved/svamp.json")
     prepared = prepare(published_at(*urls), "test", weird_tmp_path)
     assert prepared.manifest.rows == 4
@@ -80,3 +84,18 @@ def test_failed_downloads_leave_what_was_there(
     assert failed.value.exit_code == 1
     assert earlier.manifest.describes(earlier.path)
     assert sorted(path.name for path in weird_tmp_path.iterdir()) == ["test.jsonl", "test.manifest.json"]
+
+
+def test_two_processes_may_prepare_the_same(origin: str, tmp_path: Path) -> None:
+    preparation = published_at(f"{origin}/svamp.json")
+
+    def convert(row: SourceRow) -> PreparedRow:
+        # while the first one reads its files, a second one runs from start to end
+        if not (tmp_path / "test.jsonl").exists():
+            prepare(preparation, "test", tmp_path)
+            assert list(tmp_path.glob(".preparing-*/*"))
+        return PREPARATION.convert(row)
+
+    prepared = prepare(dataclasses.replace(preparation, convert=convert), "test", tmp_path)
+    assert prepared.manifest.describes(prepared.path)
+    assert not list(tmp_path.glob(".preparing*"))

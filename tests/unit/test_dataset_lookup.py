@@ -199,8 +199,9 @@ def test_a_failure_keeps_nobody_else_from_being_prepared(
     assert ended.returncode == 1
     assert ended.stdout.splitlines()[-1] == "0 prepared, 1 ready already, 2 failed"
     errors = ended.stderr.splitlines()
-    assert [line.partition(":")[0] for line in errors] == ["aime24", "aime25", "Error"]
+    assert [line.partition(":")[0] for line in errors] == ["aime24", "aime25", "Warning", "Error"]
     assert errors[-1] == "Error: not prepared: aime24, aime25"
+    assert "has 1 rows, but my-sums easy has" in errors[-2]
 
 
 @pytest.mark.parametrize(

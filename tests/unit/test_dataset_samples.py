@@ -89,6 +89,7 @@ def test_sample_becomes_rows(name: str, weird_tmp_path: Path, capsys: pytest.Cap
     assert manifest.describes(prepared.path)
     assert (manifest.benchmark, manifest.rows, manifest.checked) == (name, len(rows), False)
     assert manifest.known_rows == benchmark.defaults.rows
+    prepared.warn()
     assert f"has {len(rows)} rows, but {name}" in capsys.readouterr().err
     assert {path.name for path in prepared.path.parent.iterdir()} == {
         prepared.path.name, f"{prepared.path.stem}.manifest.json"

@@ -1,26 +1,22 @@
 """Prepares MATH: `python -m nemo_skills.dataset.math.prepare`."""
 
+from nemo_skills.dataset.answers import boxed_answer
 from nemo_skills.dataset.formats import Layout
 from nemo_skills.dataset.math import DEFAULTS
 from nemo_skills.dataset.preparing import Preparation, Split, run
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
-from nemo_skills.evaluation.graders.mathematics.extraction import last_boxed
 
 _ARCHIVE = "https://people.eecs.berkeley.edu/~hendrycks/MATH.tar"
 
 
 def convert(row: SourceRow) -> PreparedRow:
     """Take the answer out of the solution, which has it in a box."""
-    solution = row.code("solution")
-    answer = last_boxed(solution)
-    if answer is None:
-        raise row.error("the solution has no \\boxed answer")
     level = row.text("level").removeprefix("Level ")
     return {
         "id": "/".join(row.file.removesuffix(".json").split("/")[-3:]),
         "problem": row.code("problem"),
-        "expected_answer": answer,
-        "reference_solution": solution,
+        "expected_answer": boxed_answer(row),
+        "reference_solution": row.code("solution"),
         "subject": row.text("type"),
         "level": int(level) if level.isdigit() else None,
     }

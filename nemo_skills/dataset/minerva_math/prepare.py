@@ -1,24 +1,20 @@
 """Prepares Minerva math: `python -m nemo_skills.dataset.minerva_math.prepare`."""
 
+from nemo_skills.dataset.answers import boxed_answer
 from nemo_skills.dataset.minerva_math import DEFAULTS
 from nemo_skills.dataset.preparing import Preparation, Split, run
 from nemo_skills.dataset.rows import PreparedRow, SourceRow
-from nemo_skills.evaluation.graders.mathematics.extraction import last_boxed
 
 _FILE = "https://raw.githubusercontent.com/QwenLM/Qwen2.5-Math/main/evaluation/data/minerva_math/test.jsonl"
 
 
 def convert(row: SourceRow) -> PreparedRow:
     """Take the answer out of the solution, which has it in a box."""
-    solution = row.code("solution")
-    answer = last_boxed(solution)
-    if answer is None:
-        raise row.error("the solution has no \\boxed answer")
     return {
         "id": f"minerva-math/{row.text('idx')}",
         "problem": row.text("problem"),
-        "expected_answer": answer,
-        "reference_solution": solution,
+        "expected_answer": boxed_answer(row),
+        "reference_solution": row.code("solution"),
         "subject": row.text("type"),
     }
 
