@@ -20,7 +20,7 @@ def start_sft(config: SftConfig) -> None:
     # a launcher imports this module for the schema alone
     from nemo_skills.training.engine.outcome import STOPPED_EXIT_CODE, StopFlag, already_finished
 
-    if already_finished(config.exp_manager.explicit_log_dir, config.trainer.sft):
+    if already_finished(config, config.trainer.sft):
         return
     # from here on SIGTERM is heard; what follows takes seconds to import
     stop = StopFlag(config.exp_manager.seconds_per_run)

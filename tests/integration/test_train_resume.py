@@ -1,5 +1,6 @@
 """Whatever ends a run, the next one goes on as if nothing had happened."""
 
+import fcntl
 import json
 import random
 import shutil
@@ -209,3 +210,31 @@ def test_a_run_that_breaks_down_keeps_what_was_good(model: Path, rows: Path, tmp
         train_here(sft_args(model, rows, tmp_path, **more))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=1"]
     assert not (tmp_path / "finished.json").exists()
+
+
+def test_another_run_in_the_same_folder_is_refused(
+    model: Path, rows: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Its steps would be neither of one nor of the other data; what is there stays."""
+    output = tmp_path / "run"
+    shutil.copytree(reference, output)
+    other = write_rows(tmp_path / "train.jsonl", 70, seed=1)
+    ended = run_main(sft_args(model, other, output, **SETTINGS))
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "finished.json is of a run with model.data.train_ds.file_path=train.jsonl (" in ended.stderr
+    # the same data elsewhere are the same
+    moved = shutil.copy(rows, other)
+    assert run_main(sft_args(model, moved, output, **SETTINGS)).returncode == 0
+    longer = {**SETTINGS, "trainer__sft__max_steps": STEPS + 1}
+    for change, message in (
+        ({"model__seed": 7}, "model.seed=1234, which is now 7"),
+        ({"model__data__train_ds__global_batch_size": 8}, "global_batch_size=16, which is now 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_here(sft_args(model, rows, output, **longer, **change))
+    with (output / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another process is writing"):
+            train_here(sft_args(model, rows, output, **longer))
+    assert weights(output) == weights(reference)
+    assert train_here(sft_args(model, rows, output, **longer))

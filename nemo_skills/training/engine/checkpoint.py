@@ -22,6 +22,7 @@ from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import CheckpointConfig
 from nemo_skills.training.engine.export import export_model
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.engine.settings import Settings
 
 LOG = get_logger(__name__)
 
@@ -52,10 +53,13 @@ class Training:
 class Checkpoints:
     """The checkpoints of a run, `step=<N>` in one folder."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, topology: Topology) -> None:
+    def __init__(
+        self, folder: Path, config: CheckpointConfig, topology: Topology, settings: Settings
+    ) -> None:
         self.folder = folder
         self._config = config
         self._topology = topology
+        self._settings = settings
 
     def complete(self) -> dict[int, Progress]:
         """Return the progress of every complete checkpoint by step."""
@@ -81,7 +85,9 @@ class Checkpoints:
             export_model(training.model, training.source, path / MODEL_FOLDER, training.export_dtype)
             self._topology.barrier()
             if self._topology.is_main:
-                _complete(path, progress, self._topology.world_size)
+                _complete(
+                    path, progress, {"world_size": self._topology.world_size, "settings": self._settings}
+                )
                 self._prune()
             self._topology.barrier()
         return path
@@ -181,14 +187,14 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _complete(path: Path, progress: Progress, world_size: int) -> None:
+def _complete(path: Path, progress: Progress, more: Mapping[str, Any]) -> None:
     """Declare a checkpoint complete, with the sizes of its files."""
     sizes = {
         str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
     }
     for file in path.rglob("*"):
         _sync(file)
-    content = {**asdict(progress), "world_size": world_size, "files": sizes}
+    content = {**asdict(progress), **more, "files": sizes}
     write_file(path / COMPLETE_FILE, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 

@@ -1,25 +1,29 @@
 """Puts the parts of a training together, whatever its loss."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nemo_skills.core.jsonl import disk_errors
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import disk_errors, open_locked
 from nemo_skills.core.log import get_logger
 from nemo_skills.training.batch_sizes import check_batch
 from nemo_skills.training.config import DatasetConfig, ScheduleConfig, TrainingConfig, as_dict
 from nemo_skills.training.engine import parallel
-from nemo_skills.training.engine.checkpoint import Checkpoints, Training
+from nemo_skills.training.engine.checkpoint import COMPLETE_FILE, Checkpoints, Training
 from nemo_skills.training.engine.data import Batches
 from nemo_skills.training.engine.loop import Objective, Run, Trainer
 from nemo_skills.training.engine.model import build_model, find_model
 from nemo_skills.training.engine.optimiser import build_optimiser
 from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcome, write_outcome
 from nemo_skills.training.engine.parallel import Topology
-from nemo_skills.training.engine.samples import RowSamples, TokeniseRow, open_samples
+from nemo_skills.training.engine.samples import CheckRow, RowSamples, TokeniseRow, open_samples
+from nemo_skills.training.engine.settings import check_settings, run_settings
 from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
 from nemo_skills.training.tokenise import load_tokenizer
 
@@ -42,6 +46,7 @@ class Task:
 
     schedule: ScheduleConfig
     tokenise_row: TokeniseRow
+    check_row: CheckRow
     batches: type[Batches]
     build_objective: Callable[[Place], Objective]
 
@@ -55,10 +60,36 @@ def train(config: TrainingConfig, task: Task, stop: StopFlag) -> bool:
     topology = parallel.start(config.model, config.trainer)
     if not topology.is_main:
         logging.getLogger().setLevel(logging.WARNING)
-    run = build_run(config, task, topology)
-    finished = go_on(run, config, stop)
+    with _claimed(config, topology):
+        run = build_run(config, task, topology)
+        finished = go_on(run, config, stop)
     parallel.stop()
     return finished
+
+
+@contextmanager
+def _claimed(config: TrainingConfig, topology: Topology) -> Iterator[None]:
+    """Keep other runs out of a folder, and this one out of the folder of a run with other settings.
+
+    Raises:
+        UserError: in every process.
+    """
+    folder = Path(config.exp_manager.explicit_log_dir)
+    with ExitStack() as stack:
+        problem = None
+        if topology.is_main:
+            try:
+                settings = run_settings(config)
+                with disk_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.callback(os.close, open_locked(folder / "lock"))
+                for file in sorted(folder.glob(f"checkpoints/step=*/{COMPLETE_FILE}")):
+                    check_settings(file, settings)
+            except UserError as error:
+                problem = error
+        if problem := topology.from_main(problem):
+            raise problem
+        yield
 
 
 def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
@@ -67,17 +98,17 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
     source = find_model(model_config.restore_from_path, topology)
     tokenizer = load_tokenizer(str(source))
 
-    def opened(dataset: DatasetConfig) -> Batches:
-        samples = open_samples(dataset, tokenizer, task.tokenise_row)
+    def opened(dataset: DatasetConfig, name: str) -> Batches:
+        samples = open_samples(dataset, tokenizer, task.tokenise_row, f"model.data.{name}")
         if topology.is_main and isinstance(samples, RowSamples):
-            samples.check()
+            samples.check(task.check_row)
         return task.batches(samples, dataset, topology, model_config.seed)
 
     data = model_config.data
     # validation may end with a smaller batch, and so need not divide
     check_batch(data.train_ds.batch_size(topology.dp), data.train_ds.micro_batch_size, topology.dp)
-    batches = opened(data.train_ds)
-    validation = opened(data.validation_ds) if data.validation_ds.files else None
+    batches = opened(data.train_ds, "train_ds")
+    validation = opened(data.validation_ds, "validation_ds") if data.validation_ds.files else None
     bf16 = _computes_in_bf16(config, topology)
     model = build_model(source, model_config, topology, bf16=bf16)
     training = Training(
@@ -111,7 +142,10 @@ def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:
     """Train from the last checkpoint on; tell whether all steps are done."""
     folder = Path(config.exp_manager.explicit_log_dir)
     checkpoints = Checkpoints(
-        folder / "checkpoints", config.exp_manager.checkpoint_callback_params, run.topology
+        folder / "checkpoints",
+        config.exp_manager.checkpoint_callback_params,
+        run.topology,
+        run_settings(config),
     )
     with disk_errors(folder):
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +170,7 @@ def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:
             reason="finished" if finished else stop.reason or "another process was told to stop",
             max_epochs=run.schedule.max_epochs,
             max_steps=run.schedule.max_steps,
+            settings=run_settings(config),
         )
         write_outcome(folder, outcome, finished=finished)
         LOG.info("Step %s of %s: %s", progress.step, run.total_steps, outcome.reason)

@@ -11,7 +11,8 @@ import orjson
 
 from nemo_skills.core.jsonl import disk_errors, write_file
 from nemo_skills.core.log import get_logger
-from nemo_skills.training.config import ScheduleConfig
+from nemo_skills.training.config import ScheduleConfig, TrainingConfig
+from nemo_skills.training.engine.settings import Settings, check_settings, run_settings
 
 LOG = get_logger(__name__)
 
@@ -29,17 +30,23 @@ class Outcome:
     reason: str
     max_epochs: int
     max_steps: int
+    settings: Settings
 
 
-def already_finished(folder: str, schedule: ScheduleConfig) -> bool:
-    """Tell whether a run in this folder has done all steps of this schedule."""
-    path = Path(folder) / FINISHED_FILE
+def already_finished(config: TrainingConfig, schedule: ScheduleConfig) -> bool:
+    """Tell whether a run in this folder has done all steps of this schedule.
+
+    Raises:
+        UserError: it has, but with other data or settings.
+    """
+    path = Path(config.exp_manager.explicit_log_dir) / FINISHED_FILE
     try:
         found: Any = orjson.loads(path.read_bytes())
         same = (found["max_epochs"], found["max_steps"]) == (schedule.max_epochs, schedule.max_steps)
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if same:
+        check_settings(path, run_settings(config))
         LOG.info("All %s steps are done already, see %s", found.get("step"), path)
     return same
 
