@@ -63,5 +63,8 @@ class DpoConfig(TrainingConfig):
         """Pairs lie in rows."""
         super().__post_init__()
         data = self.model.data
-        if data.train_ds.packed_sequence or data.validation_ds.packed_sequence:
-            raise UserError("packed_sequence: pairs of answers cannot be packed; give .jsonl files.")
+        for name, dataset in (("train_ds", data.train_ds), ("validation_ds", data.validation_ds)):
+            packed = next((file for file in dataset.files if file.endswith(".npy")), None)
+            if packed or dataset.packed_sequence:
+                found = packed or f"model.data.{name}.packed_sequence"
+                raise UserError(f"{found}: pairs of answers cannot be packed; give .jsonl files.")

@@ -68,6 +68,20 @@ def tokenise(row: Mapping[str, Any], tokenizer: Any) -> Example:
     return Example(ids, mask)
 
 
+def check_row(row: Mapping[str, Any], tokenizer: Any) -> None:
+    """Find most of what `tokenise` would refuse, without the time that tokens take.
+
+    Raises:
+        UserError: the row is none to train on.
+    """
+    if row.get("messages") is None:
+        _text(row, "input")
+        _text(row, "output")
+    else:
+        _learned(row["messages"])
+        _require_template(tokenizer)
+
+
 def load_tokenizer(path: str) -> Any:
     """Load a tokenizer that can end a response.
 
@@ -146,9 +160,9 @@ def starts_with_bos(tokenizer: Any) -> bool:
 
 def _chat_parts(messages: Any, tools: Any, tokenizer: Any) -> list[_Part]:
     """Cut the text of a conversation where the assistant begins and ends to say what is learned."""
-    turns, learned = _checked(messages)
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template, which rows with 'messages' need")
+    learned = _learned(messages)
+    turns = [_for_template(message) for message in messages]
+    _require_template(tokenizer)
     render = _Renderer(tokenizer, tools)
     whole = render(turns[: learned[-1] + 1])
     parts: list[_Part] = []
@@ -169,14 +183,19 @@ def _chat_parts(messages: Any, tools: Any, tokenizer: Any) -> list[_Part]:
     return parts
 
 
-def _checked(messages: Any) -> tuple[list[Message], list[int]]:
-    """Return the messages as the template takes them, and the numbers of those that are learned."""
+def _require_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template, which rows with 'messages' need")
+
+
+def _learned(messages: Any) -> list[int]:
+    """Return the numbers of the messages that are learned."""
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise UserError("'messages' must be a list of objects with 'role' and 'content'")
     learned = []
     for index, message in enumerate(messages):
         role = message.get("role")
-        if not isinstance(role, str) or ("content" not in message and "tool_calls" not in message):
+        if not isinstance(role, str) or (message.get("content") is None and not message.get("tool_calls")):
             raise UserError(f"message {index + 1} lacks 'role' or 'content'")
         train = message.get("train", role == "assistant")
         if not isinstance(train, bool):
@@ -187,7 +206,7 @@ def _checked(messages: Any) -> tuple[list[Message], list[int]]:
             learned.append(index)
     if not learned:
         raise UserError("no message of the assistant is to be trained")
-    return [_for_template(message) for message in messages], learned
+    return learned
 
 
 def _for_template(message: Message) -> Message:

@@ -1,10 +1,12 @@
 """Parts of DPO: settings, tokens of pairs, losses in closed form, and batches of pairs."""
 
 import importlib
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +35,8 @@ FLOATS = st.floats(-50, 50)
         ("++model.dpo.preference_loss=dpoo", "dpo"),
         ("++model.dpo.ref_policy_kl_penalty=0", "positive"),
         ("++model.dpo.preference_loss_weight=0", "one of them positive"),
-        ("++model.data.train_ds.packed_sequence=True", "cannot be packed"),
+        ("++model.data.train_ds.packed_sequence=True", "train_ds.packed_sequence: .*cannot be packed"),
+        ("++model.data.validation_ds.file_names=[a.jsonl,b.npy]", r"b\.npy: .*cannot be packed"),
         ("++trainer.sft.max_steps=3", "sft"),
     ],
 )
@@ -98,6 +101,70 @@ def test_rows_that_lack_something(row: dict[str, Any], message: str, tokenizer: 
 
     with pytest.raises(UserError, match=message):
         tokenise_pair(row, tokenizer)
+
+
+ASKED = [{"role": "user", "content": "a"}]
+SAID = {"role": "assistant", "content": "b"}
+BAD_ROWS = {
+    "sft": [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "no 'input'"),
+        ({"messages": ASKED}, "no message of the assistant"),
+        ({"messages": "a"}, "list of objects"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": None}]}, "message 2 lacks"),
+        ({"messages": [{**ASKED[0], "train": True}, SAID]}, "message 1: only what the assistant says"),
+    ],
+    "dpo": [
+        ({"prompt": "a", "chosen": "b"}, "no 'rejected'"),
+        ({"input": "a", "output": "b"}, "no 'chosen'"),
+        ({"messages": [*ASKED, SAID]}, "no 'chosen'"),
+        ({"messages": [], "chosen": "b", "rejected": "c"}, "list of objects"),
+        ({"messages": [{"content": "a"}], "chosen": "b", "rejected": "c"}, "message 1 lacks"),
+    ],
+}
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+def test_rows_of_another_kind_are_named_before_training(
+    algorithm: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """What the quick look lets pass can be made into tokens, and what it refuses is refused there, too."""
+    from nemo_skills.training.engine.dpo import dpo_task
+    from nemo_skills.training.engine.samples import RowSamples, open_samples
+    from nemo_skills.training.engine.sft import sft_task
+
+    good = {
+        "sft": [{"input": "a", "output": "b"}, {"messages": [*ASKED, SAID]}],
+        "dpo": [
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {"messages": ASKED, "chosen": "b", "rejected": "c"},
+        ],
+    }[algorithm]
+    is_dpo = algorithm == "dpo"
+    task = dpo_task(compose(DpoConfig, REQUIRED)) if is_dpo else sft_task(compose(SftConfig, REQUIRED))
+    path = tmp_path / "rows.jsonl"
+
+    def opened(*rows: dict[str, Any]) -> RowSamples:
+        path.write_text("".join(json.dumps(row) + "\n" for row in (*good, *rows)))
+        samples = open_samples(DatasetConfig(file_path=str(path)), tokenizer, task.tokenise_row)
+        assert isinstance(samples, RowSamples)
+        return samples
+
+    samples = opened()
+    samples.check(task.check_row)
+    assert all(samples[i] for i in range(len(samples)))
+    for row, message in BAD_ROWS[algorithm]:
+        with pytest.raises(UserError, match=rf"rows\.jsonl:3: .*{message}"):
+            opened(row).check(task.check_row)
+        with pytest.raises(UserError, match=message):
+            opened(row)[2]
+
+
+def test_the_dataset_with_packed_files_is_named(tokenizer: Any) -> None:
+    from nemo_skills.training.engine.samples import one_document, open_samples
+
+    config = DatasetConfig(file_path="packed_256_seed0.npy")
+    with pytest.raises(UserError, match=r"set \+\+model\.data\.validation_ds\.packed_sequence=True"):
+        open_samples(config, tokenizer, one_document, "model.data.validation_ds")
 
 
 def answers(sums: Sequence[float], counts: Sequence[int] | None = None) -> Any:

@@ -18,7 +18,7 @@ from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.engine.model import build_model, evaluating
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
-from nemo_skills.training.tokenise_pairs import tokenise_pair
+from nemo_skills.training.tokenise_pairs import check_pair, tokenise_pair
 
 
 def train_dpo(config: DpoConfig, stop: StopFlag) -> bool:
@@ -35,6 +35,7 @@ def dpo_task(config: DpoConfig) -> Task:
     return Task(
         schedule=config.trainer.dpo,
         tokenise_row=tokenise_pair,
+        check_row=check_pair,
         batches=PairBatches,
         build_objective=partial(build_objective, config.model),
     )

@@ -1,7 +1,8 @@
 """Rows and packs on disk: what is shuffled and counted, as documents of tokens."""
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -48,6 +49,8 @@ class Samples(Protocol):
 
 TokeniseRow = Callable[[Mapping[str, Any], Any], Sequence[Example]]
 """Makes documents of a row, with a tokenizer."""
+CheckRow = Callable[[Mapping[str, Any], Any], None]
+"""Raises a `UserError` for a row that is none to make documents of."""
 
 
 class RowSamples:
@@ -74,7 +77,7 @@ class RowSamples:
             LOG.warning("%s: %s tokens are cut to %s; other rows, too", line.place, longest, self._max_length)
         return tuple(document(ids, mask, self._max_length) for ids, mask in examples)
 
-    def check(self) -> None:
+    def check(self, check_row: CheckRow) -> None:
         """Look at every row without tokenising it: a bad one should not end a training after hours.
 
         Raises:
@@ -82,25 +85,28 @@ class RowSamples:
         """
         for index in range(len(self)):
             line = self._line(index)
-            row = parse_row(line.path, line)
-            texts = isinstance(row.get("input"), str) and isinstance(row.get("output"), str)
-            if not (texts or "messages" in row or "chosen" in row):
-                # says what is wrong with it
-                self._tokenise(line, row)
+            with _place_named(line):
+                check_row(parse_row(line.path, line), self._tokenizer)
 
     def _line(self, index: int) -> Line:
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self._files[which].line(index - (int(self._ends[which - 1]) if which else 0))
 
     def _tokenise(self, line: Line, row: Mapping[str, Any]) -> Sequence[Example]:
-        try:
+        with _place_named(line):
             examples = self._tokenise_row(row, self._tokenizer)
-        except UserError as error:
-            text = str(error)
-            raise UserError(text if text.startswith(str(line.path)) else f"{line.place}: {text}") from None
         if any(len(example.input_ids) < 2 for example in examples):
             raise UserError(f"{line.place}: a row needs at least two tokens.")
         return examples
+
+
+@contextmanager
+def _place_named(line: Line) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(str(line.path)) else f"{line.place}: {text}") from None
 
 
 class _LineIndex:
@@ -153,8 +159,13 @@ def one_document(row: Mapping[str, Any], tokenizer: Any) -> Sequence[Example]:
     return (tokenise(row, tokenizer),)
 
 
-def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRow = one_document) -> Samples:
-    """Open the files of a dataset.
+def open_samples(
+    config: DatasetConfig,
+    tokenizer: Any,
+    tokenise_row: TokeniseRow = one_document,
+    key: str = "model.data.train_ds",
+) -> Samples:
+    """Open the files of a dataset, which is set under `key`.
 
     Raises:
         UserError: a file is missing, packed and not said to be so, or packed with another tokenizer.
@@ -169,7 +180,7 @@ def open_samples(config: DatasetConfig, tokenizer: Any, tokenise_row: TokeniseRo
 
     for name in config.files:
         if name.endswith(".npy"):
-            raise UserError(f"{name} is a packed file: set ++model.data.train_ds.packed_sequence=True.")
+            raise UserError(f"{name} is a packed file: set ++{key}.packed_sequence=True.")
     paths = [path for name in config.files for path in InputFiles.find(name).paths]
     return RowSamples(paths, tokenise_row, tokenizer, config.max_seq_length)
 

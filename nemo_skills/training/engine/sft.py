@@ -13,6 +13,7 @@ from nemo_skills.training.engine.loop import Run
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.engine.samples import one_document
+from nemo_skills.training.tokenise import check_row
 
 
 def train_sft(config: SftConfig, stop: StopFlag) -> bool:
@@ -36,7 +37,11 @@ def sft_task(config: SftConfig) -> Task:
         return partial(next_token_losses, topology=place.topology)
 
     return Task(
-        schedule=config.trainer.sft, tokenise_row=one_document, batches=Batches, build_objective=objective
+        schedule=config.trainer.sft,
+        tokenise_row=one_document,
+        check_row=check_row,
+        batches=Batches,
+        build_objective=objective,
     )
 
 
