@@ -9,7 +9,13 @@ from nemo_skills.core.errors import UserError
 
 _POLL_S = 0.2
 READY_S = 300.0
+_LAUNCHED_S = 120.0
+"""Launchers tell the job at once where they are; only containers that are fetched first take so long."""
 _HERE_S = 3.0
+_NONE = (
+    "Running code needs a sandbox: launch with --with_sandbox, or start one with"
+    " python -m nemo_skills.code_execution.server and give its address as sandbox_address."
+)
 
 
 def find_sandbox(address: str | None, *, ready_timeout_s: float = READY_S) -> Sandbox:
@@ -31,19 +37,22 @@ def find_sandbox(address: str | None, *, ready_timeout_s: float = READY_S) -> Sa
         return sandbox
     folder = os.environ.get("NS_RUN_DIR")
     if not folder:
-        raise UserError(
-            "Running code needs a sandbox: launch with --with_sandbox, or start one with"
-            " python -m nemo_skills.code_execution.server and give its address as sandbox_address."
-        )
+        raise UserError(_NONE)
     return _own(Path(folder), ready_timeout_s)
 
 
 def _own(folder: Path, seconds: float) -> Sandbox:
     from nemo_skills.inference.server.published import read_published
 
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    if _has_none(folder):
+        raise UserError(f"This job has no sandbox. {_NONE}")
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < seconds:
         found = read_published(folder, "sandbox")
+        if not found and waited > _LAUNCHED_S:
+            raise UserError(
+                f"No sandbox was started in this job within {_LAUNCHED_S:g} s. {_NONE}", exit_code=1
+            )
         if found and found[0].exited:
             raise UserError(f"The job's sandbox is gone: {found[0].obituary()}", exit_code=1)
         if found and found[0].port:
@@ -54,10 +63,13 @@ def _own(folder: Path, seconds: float) -> Sandbox:
             except SandboxUnavailableError:
                 pass
         time.sleep(_POLL_S)
-    raise UserError(
-        f"The job's sandbox did not answer within {seconds:g} s. Was it launched with --with_sandbox?",
-        exit_code=1,
-    )
+    raise UserError(f"The job's sandbox did not answer within {seconds:g} s. {_NONE}", exit_code=1)
+
+
+def _has_none(folder: Path) -> bool:
+    """Tell whether a job surely has no sandbox: on this machine the scripts of all components come first."""
+    scripts = {path.stem for path in folder.glob("*.sh")}
+    return bool(scripts) and "sandbox" not in scripts
 
 
 def _client(address: str) -> Sandbox:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_skills.code_execution import finding
+from nemo_skills.core.errors import UserError
 from tests.integration.docker_jobs import DockerUser
 from tests.integration.generation import read_rows
 from tests.integration.sandboxes import CANARY, SCRIPT, SCRIPTED_ANSWER
@@ -45,6 +47,25 @@ def test_on_this_machine(ns: list[str], tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     check(tmp_path / "out")
+
+
+def test_a_job_without_one_says_so_at_once(ns: list[str]) -> None:
+    find = "from nemo_skills.code_execution import finding; finding.find_sandbox(None, ready_timeout_s=3600)"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(find)}"
+    done = subprocess.run([*ns, "run_cmd", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "This job has no sandbox. Running code needs a sandbox: launch with" in done.stdout + done.stderr
+
+
+def test_where_nobody_knows_the_wait_is_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NS_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(finding, "_LAUNCHED_S", 0.3)
+    with pytest.raises(UserError, match=r"No sandbox was started in this job within 0\.3 s"):
+        finding.find_sandbox(None, ready_timeout_s=3600)
+    # one that was started may take longer
+    (tmp_path / "sandbox-0.json").write_text('{"state": "starting"}')
+    with pytest.raises(UserError, match="The job's sandbox did not answer within 1 s"):
+        finding.find_sandbox(None, ready_timeout_s=1)
 
 
 @pytest.mark.service("docker")
