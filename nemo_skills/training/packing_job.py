@@ -28,6 +28,7 @@ from nemo_skills.training.packing_tokens import (
     open_store,
     tokenise_files,
 )
+from nemo_skills.training.row_files import find_rows
 from nemo_skills.training.tokenise import load_tokenizer, starts_with_bos
 
 _log = get_logger(__name__)
@@ -41,7 +42,7 @@ def pack_dataset(config: PackingConfig) -> None:
         UserError: the data or the tokenizer is no good, nothing is left to pack, or the disk is full.
     """
     rows = config.model.data.train_ds
-    inputs = _find(rows.file_names)
+    inputs = find_rows(rows.file_names)
     tokenizer = load_tokenizer(config.tokenizer_path)
     text_rules = (tokenizer.chat_template, starts_with_bos(tokenizer))
     job = _Job(config, inputs, *vocabulary_of(tokenizer), text_rules)
@@ -120,11 +121,6 @@ class _Job:
             counts=counts,
             fill=fill,
         )
-
-
-def _find(names: list[str]) -> InputFiles:
-    found = [path for name in names for path in InputFiles.find(name).paths]
-    return InputFiles(tuple({path.resolve(): path for path in found}.values()))
 
 
 def _report(counts: Counts, store: TokenStore, inputs: InputFiles) -> None:

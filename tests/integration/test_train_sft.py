@@ -202,6 +202,23 @@ def test_long_rows_are_cut(model: Path, rows: Path, tmp_path: Path, caplog: pyte
     assert caplog.text.count("tokens are cut to 50") == 1
 
 
+def test_a_file_listed_twice_counts_once(
+    model: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in packing."""
+    from nemo_skills.training.config import DatasetConfig
+    from nemo_skills.training.engine.samples import open_samples
+    from nemo_skills.training.tokenise import load_tokenizer
+
+    tokenizer = load_tokenizer(str(model))
+    names = [str(rows), str(rows.parent / "." / "t*.jsonl")]
+    assert len(open_samples(DatasetConfig(file_names=names), tokenizer)) == ROWS
+    assert caplog.text.count("is listed more than once") == 1
+    packed, packs = pack_rows(rows, model, tmp_path, size=256)
+    twice = DatasetConfig(file_names=[str(packed), str(packed.with_suffix(".json"))], packed_sequence=True)
+    assert len(open_samples(twice, tokenizer)) == packs
+
+
 def test_combinations_that_are_silently_wrong_are_refused(tmp_path: Path, model: Path, rows: Path) -> None:
     import torch
     from transformers import AutoConfig

@@ -14,6 +14,7 @@ from nemo_skills.core.jsonl import Line, iter_lines, parse_row
 from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import DatasetConfig
 from nemo_skills.training.engine.loss import IGNORED
+from nemo_skills.training.row_files import find_rows, once, refuse_packed
 from nemo_skills.training.tokenise import Example, tokenise
 
 if TYPE_CHECKING:
@@ -171,17 +172,13 @@ def open_samples(
         UserError: a file is missing, packed and not said to be so, or packed with another tokenizer.
     """
     if config.packed_sequence:
-        from nemo_skills.training.packed_files import PackedReader
+        from nemo_skills.training.packed_files import PackedReader, packed_prefix
 
-        packs = [PackedReader(name) for name in config.files]
+        packs = [PackedReader(prefix) for prefix in once(map(packed_prefix, config.files))]
         _check_vocabulary(packs, tokenizer)
         return PackedSamples(packs)
-    from nemo_skills.core.jsonl import InputFiles
-
-    for name in config.files:
-        if name.endswith(".npy"):
-            raise UserError(f"{name} is a packed file: set ++{key}.packed_sequence=True.")
-    paths = [path for name in config.files for path in InputFiles.find(name).paths]
+    refuse_packed(config.files, key)
+    paths = find_rows(config.files).paths
     return RowSamples(paths, tokenise_row, tokenizer, config.max_seq_length)
 
 

@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import InputFiles
 from nemo_skills.training.config import DatasetConfig, TrainingConfig
+from nemo_skills.training.row_files import find_rows, once, refuse_packed
 
 Settings = Mapping[str, Any]
 """Values by the key that they have in the configuration."""
@@ -28,7 +28,7 @@ def run_settings(config: TrainingConfig) -> Settings:
     dp = max(1, int(os.environ.get("WORLD_SIZE", "1")) // shared)
     key = "model.data.train_ds"
     return {
-        f"{key}.{'file_path' if data.file_path else 'file_names'}": [_describe(p) for p in _paths(data)],
+        f"{key}.{'file_path' if data.file_path else 'file_names'}": [_describe(p) for p in _paths(data, key)],
         f"{key}.packed_sequence": data.packed_sequence,
         f"{key}.global_batch_size": data.batch_size(dp),
         f"{key}.max_seq_length": data.max_seq_length,
@@ -58,12 +58,14 @@ def check_settings(file: Path, now: Settings) -> None:
         )
 
 
-def _paths(data: DatasetConfig) -> list[Path]:
+def _paths(data: DatasetConfig, key: str) -> Sequence[Path]:
     if not data.packed_sequence:
-        return [path for name in data.files for path in InputFiles.find(name).paths]
+        refuse_packed(data.files, key)
+        return find_rows(data.files, warn=False).paths
     from nemo_skills.training.packed_files import packed_prefix, part_path
 
-    return [part_path(packed_prefix(name), "input_ids") for name in data.files]
+    prefixes = once(map(packed_prefix, data.files), warn=False)
+    return [part_path(prefix, "input_ids") for prefix in prefixes]
 
 
 def _describe(path: Path) -> str:
