@@ -238,3 +238,17 @@ def test_another_run_in_the_same_folder_is_refused(
             train_here(sft_args(model, rows, output, **longer))
     assert weights(output) == weights(reference)
     assert train_here(sft_args(model, rows, output, **longer))
+
+
+def test_a_full_disk(model: Path, rows: Path, tmp_path: Path) -> None:
+    """One line, and the checkpoint before is still there to go on from."""
+    more = {**SETTINGS, "trainer__sft__save_interval": 1}
+    assert train_here(sft_args(model, rows, tmp_path, **{**more, "trainer__sft__max_steps": 1}))
+    args = main_argv(sft_args(model, rows, tmp_path, **{**more, "trainer__sft__max_steps": 2}))
+    # no file may be longer: written in part, as on a disk without space
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *args]
+    ended = subprocess.run(limited, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert f"Cannot write {tmp_path}/checkpoints/step=2, is the disk full?" in ended.stderr
+    assert (tmp_path / "checkpoints/step=1/complete.json").exists()
+    assert subprocess.run(args, env=ONE_THREAD, capture_output=True, timeout=300).returncode == 0

@@ -1,6 +1,7 @@
 """Supervised fine-tuning in one process: what is computed, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,27 @@ def test_what_a_user_gets_wrong(model: Path, rows: Path, tmp_path: Path) -> None
         "packed_sequence=True": sft_args(model, pack_rows(rows, model, tmp_path, size=256)[0], tmp_path),
         "trainer.devices=8, but 1": [*sft_args(model, rows, tmp_path), "++trainer.devices=8"],
         "start a multiple of 2": [*sft_args(model, rows, tmp_path), "++model.context_parallel_size=2"],
+    }
+    for message, args in cases.items():
+        with pytest.raises(UserError, match=message):
+            train_here(args)
+
+
+def test_models_that_cannot_be_loaded(model: Path, rows: Path, tmp_path: Path) -> None:
+    def broken(name: str, file: str, content: str | None) -> list[str]:
+        folder = shutil.copytree(model, tmp_path / name)
+        (folder / file).unlink() if content is None else (folder / file).write_text(content)
+        return sft_args(folder, rows, tmp_path / "run")
+
+    cases = {
+        "no-json.*not a valid JSON": broken("no-json", "config.json", "{"),
+        "other.*`nosuch`": broken("other", "config.json", '{"model_type": "nosuch"}'),
+        "bare.*no file named model.safetensors": broken("bare", "model.safetensors", None),
+        "cut.*deserializing": broken("cut", "model.safetensors", "short"),
+        "attn_implementation=flush": [
+            *sft_args(model, rows, tmp_path),
+            "++model.attn_implementation=flush",
+        ],
     }
     for message, args in cases.items():
         with pytest.raises(UserError, match=message):

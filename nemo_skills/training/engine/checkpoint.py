@@ -1,5 +1,6 @@
 """Checkpoints that appear complete or not at all, and going on from the newest good one."""
 
+import io
 import os
 import re
 import shutil
@@ -72,7 +73,7 @@ class Checkpoints:
     def save(self, training: Training, progress: Progress) -> Path:
         """Write a checkpoint, then remove those that need not be kept."""
         path = self.folder / f"step={progress.step}"
-        with disk_errors(path):
+        with _writing(path):
             if self._topology.is_main:
                 shutil.rmtree(path, ignore_errors=True)
                 (path / RANDOM_FOLDER).mkdir(parents=True)
@@ -81,7 +82,9 @@ class Checkpoints:
             state = {"model": model, "optimiser": optimiser}
             with _quietly():
                 dcp.save(state, checkpoint_id=path / STATE_FOLDER, no_dist=self._topology.world_size == 1)
-            torch.save(_random_state(self._topology), self._random_file(path))
+            state_of_dropout = io.BytesIO()
+            torch.save(_random_state(self._topology), state_of_dropout)
+            self._random_file(path).write_bytes(state_of_dropout.getvalue())
             export_model(training.model, training.source, path / MODEL_FOLDER, training.export_dtype)
             self._topology.barrier()
             if self._topology.is_main:
@@ -185,6 +188,22 @@ def _quietly() -> Iterator[None]:
         # that a single process saves alone is no news
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong on the disk into one line; torch and safetensors have errors of their own."""
+    from safetensors import SafetensorError
+
+    try:
+        with disk_errors(path):
+            yield
+    except (CheckpointException, SafetensorError) as error:
+        raise UserError(
+            f"Cannot write {path}, is the disk full? ({_last_line(error)}) "
+            "The checkpoints before are as they were.",
+            exit_code=1,
+        ) from error
 
 
 def _complete(path: Path, progress: Progress, more: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ LOG = get_logger(__name__)
 
 # how configs of mixture-of-experts models call their number
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+_MOST_SAID = 400
+"""Letters of somebody else's message."""
 
 
 def find_model(name: str, topology: Topology) -> Path:
@@ -61,7 +66,8 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
 
     logging.disable_progress_bar()
     attention.register()
-    settings = AutoConfig.from_pretrained(folder)
+    with _loading(config):
+        settings = AutoConfig.from_pretrained(folder)
     refuse(settings, config, topology)
     options: dict[str, Any] = {
         "dtype": torch.float32,
@@ -71,7 +77,8 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
         options["distributed_config"] = _spread(config, topology, bf16=bf16)
     elif topology.device.type != "cpu":
         options["device_map"] = {"": topology.device}
-    model = AutoModelForCausalLM.from_pretrained(folder, config=settings, **options)
+    with _loading(config):
+        model = AutoModelForCausalLM.from_pretrained(folder, config=settings, **options)
     if getattr(model, "_is_stateful", False) or not model._supports_attention_backend:
         raise UserError(f"{type(model).__name__} cannot keep rows apart that lie in one sequence.")
     _check_sharded(model, config, topology)
@@ -85,6 +92,24 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     if config.activations_checkpoint_granularity == "full":
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+@contextlib.contextmanager
+def _loading(config: ModelConfig) -> Iterator[None]:
+    """Say in one line what is wrong with a model's files, or with how it should be loaded."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = shorten(" ".join(str(error).split()), _MOST_SAID, placeholder=" ...")
+        own = config.attn_implementation
+        raise UserError(
+            f"model.restore_from_path={config.restore_from_path}"
+            f"{f' with model.attn_implementation={own}' if own else ''} cannot be loaded: {reason}"
+        ) from error
 
 
 def autocast(topology: Topology, *, bf16: bool) -> contextlib.AbstractContextManager[Any]:
