@@ -19,6 +19,12 @@ class JobFailedError(UserError):
     """A job ended unsuccessfully; the exit code is the job's own."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a `UserError` unless a setting is as it must be; the message's full stop is added."""
+    if not condition:
+        raise UserError(f"{message}.")
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest of `choices`, or an empty string when none is near."""
     near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from nemo_skills.core.errors import UserError
+from nemo_skills.core.errors import UserError, require
 from nemo_skills.core.hydra import MISSING, opt
 from nemo_skills.inference.overflow import CutStrategy
 
@@ -51,14 +51,14 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no server takes."""
-        _require(self.temperature >= 0, "inference.temperature must be 0 or more")
-        _require(0 < self.top_p <= 1, "inference.top_p must be above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "inference.min_p must be between 0 and 1")
-        _require(self.top_k == -1 or self.top_k > 0, "inference.top_k must be positive, or -1 for all tokens")
-        _require(self.tokens_to_generate > 0, "inference.tokens_to_generate must be positive")
-        _require(self.n > 0, "inference.n must be positive")
-        _require(self.n == 1 or self.temperature > 0, "inference.n needs inference.temperature above 0")
-        _require(
+        require(self.temperature >= 0, "inference.temperature must be 0 or more")
+        require(0 < self.top_p <= 1, "inference.top_p must be above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "inference.min_p must be between 0 and 1")
+        require(self.top_k == -1 or self.top_k > 0, "inference.top_k must be positive, or -1 for all tokens")
+        require(self.tokens_to_generate > 0, "inference.tokens_to_generate must be positive")
+        require(self.n > 0, "inference.n must be positive")
+        require(self.n == 1 or self.temperature > 0, "inference.n needs inference.temperature above 0")
+        require(
             self.top_logprobs is None or self.top_logprobs >= 0, "inference.top_logprobs must be 0 or more"
         )
 
@@ -92,10 +92,10 @@ class ServerConfig:
         """Check what needs no network."""
         for name in _POSITIVE:
             value = getattr(self, name)
-            _require(value is None or value > 0, f"server.{name} must be positive")
-        _require(self.retry_budget_s >= 0, "server.retry_budget_s must be 0 or more")
+            require(value is None or value > 0, f"server.{name} must be positive")
+        require(self.retry_budget_s >= 0, "server.retry_budget_s must be 0 or more")
         # an address is shown in logs and stands in scripts
-        _require(
+        require(
             not any("@" in address for address in self.addresses),
             "server.address (--server_address) must not hold a user name or password; a key belongs into a"
             " variable, which server.api_key_env names",
@@ -114,7 +114,7 @@ class ServerConfig:
         """
         if self.api_key_env is not None:
             key = os.environ.get(self.api_key_env)
-            _require(bool(key), f"server.api_key_env={self.api_key_env}: this variable is not set")
+            require(bool(key), f"server.api_key_env={self.api_key_env}: this variable is not set")
             return key
         # a key goes only to an address that was named, and a vendor's own key to that vendor only
         hosts = [urlsplit(a if "//" in a else f"//{a}").hostname or "" for a in self.addresses]
@@ -174,35 +174,35 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
-        _require(self.max_concurrent_requests > 0, "max_concurrent_requests must be positive")
+        require(self.max_concurrent_requests > 0, "max_concurrent_requests must be positive")
         self.allowed_failures(1)
-        _require(
+        require(
             self.max_samples is None or self.max_samples == -1 or self.max_samples > 0,
             "max_samples must be positive; null or -1 takes all rows",
         )
-        _require((self.num_chunks is None) == (self.chunk_id is None), "num_chunks and chunk_id go together")
+        require((self.num_chunks is None) == (self.chunk_id is None), "num_chunks and chunk_id go together")
         if self.num_chunks is not None and self.chunk_id is not None:
-            _require(self.num_chunks > 0, "num_chunks must be positive")
-            _require(
+            require(self.num_chunks > 0, "num_chunks must be positive")
+            require(
                 0 <= self.chunk_id < self.num_chunks,
                 f"chunk_id must be between 0 and {self.num_chunks - 1}, one less than num_chunks",
             )
-        _require(
+        require(
             not (self.multi_turn_key and self.prefix_generation_to_response),
             "multi_turn_key and prefix_generation_to_response exclude each other",
         )
-        _require(
+        require(
             self.inference.n == 1 or not (self.multi_turn_key or self.prefix_generation_to_response),
             "inference.n excludes multi_turn_key and prefix_generation_to_response",
         )
-        _require(
+        require(
             not self.code_execution or (self.inference.n == 1 and self.inference.top_logprobs is None),
             "code_execution excludes inference.n and inference.top_logprobs",
         )
         for name in ("max_code_executions", "code_execution_timeout_s", "max_code_output_characters"):
-            _require(getattr(self, name) > 0, f"{name} must be positive")
-        _require(bool(self.end_reasoning_string), "end_reasoning_string must not be empty")
-        _require(self.generation_key != "", "generation_key must not be empty")
+            require(getattr(self, name) > 0, f"{name} must be positive")
+        require(bool(self.end_reasoning_string), "end_reasoning_string must not be empty")
+        require(self.generation_key != "", "generation_key must not be empty")
 
     @property
     def row_limit(self) -> int | None:
@@ -233,8 +233,3 @@ class GenerateConfig:
     def input_path(self) -> Path:
         """The input file."""
         return Path(self.input_file).expanduser()
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(f"{message}.")

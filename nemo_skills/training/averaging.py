@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import disk_errors, open_locked, write_file
+from nemo_skills.core.jsonl import check_space, disk_errors, open_locked, write_file
 from nemo_skills.core.log import get_logger
 from nemo_skills.training.checkpoint_folders import Checkpoint
 from nemo_skills.training.safetensors_folder import (
@@ -56,7 +56,7 @@ def average(checkpoints: Sequence[Checkpoint], output: Path, shard_bytes: int) -
         raise UserError(
             "these checkpoints are not of the same model:\n" + "\n".join(problems[:_SHOWN]) + more
         )
-    _check_space(output, folders[0].nbytes)
+    check_space(output, folders[0].nbytes)
     with disk_errors(output):
         _write(folders, output, shard_bytes, sources)
     return Averaged(folders[0].nbytes)
@@ -172,12 +172,3 @@ def _is_done(output: Path, sources: dict[str, object]) -> bool:
         return bool(orjson.loads((output / SOURCES_FILE).read_bytes()) == sources)
     except (OSError, orjson.JSONDecodeError):
         raise UserError(f"{output} holds something else than a mean of checkpoints; move it away") from None
-
-
-def _check_space(output: Path, needed: int) -> None:
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{output} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {folder}"
-        )

@@ -6,7 +6,7 @@ The names are those of NeMo-Aligner's configs where it has them: commands writte
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.core.hydra import MISSING, opt
 from nemo_skills.training.batch_sizes import check_batch, fitting_batch
 
@@ -31,9 +31,9 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         """Check sizes."""
         for name in ("micro_batch_size", "global_batch_size", "max_seq_length"):
-            _require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive")
-        _require(self.max_seq_length > 1, "max_seq_length must be at least 2")
-        _require(self.file_path is None or not self.file_names, "give file_path or file_names, not both")
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive")
+        require(self.max_seq_length > 1, "max_seq_length must be at least 2")
+        require(self.file_path is None or not self.file_names, "give file_path or file_names, not both")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class SchedConfig:
     def __post_init__(self) -> None:
         """Check signs."""
         for name in ("warmup_steps", "constant_steps", "min_lr"):
-            _require(getattr(self, name) >= 0, f"model.optim.sched.{name} must be 0 or more")
+            require(getattr(self, name) >= 0, f"model.optim.sched.{name} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ class OptimConfig:
         if self.name not in _OPTIMISERS:
             hint = did_you_mean(self.name, _OPTIMISERS)
             raise UserError(f"model.optim.name={self.name}: expected one of {', '.join(_OPTIMISERS)}.{hint}")
-        _require(self.lr > 0, "model.optim.lr must be positive")
+        require(self.lr > 0, "model.optim.lr must be positive")
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(in_range, "model.optim.betas must be two numbers from 0 to below 1, such as [0.9,0.98]")
+        require(in_range, "model.optim.betas must be two numbers from 0 to below 1, such as [0.9,0.98]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +137,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check sizes and shares."""
         for name in ("tensor_model_parallel_size", "context_parallel_size"):
-            _require(getattr(self, name) > 0, f"model.{name} must be positive")
-        _require(
+            require(getattr(self, name) > 0, f"model.{name} must be positive")
+        require(
             self.pipeline_model_parallel_size == 1,
             "model.pipeline_model_parallel_size must be 1: FSDP, tensor and context parallelism spread it",
         )
         for name in ("ffn_dropout", "attention_dropout", "hidden_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"model.{name} must be from 0 to below 1")
-        _require(self.loss_chunk_size >= 0, "model.loss_chunk_size must be 0 or more")
+            require(0 <= getattr(self, name) < 1, f"model.{name} must be from 0 to below 1")
+        require(self.loss_chunk_size >= 0, "model.loss_chunk_size must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Check sizes."""
         for name in ("max_epochs", "val_check_interval", "save_interval"):
-            _require(getattr(self, name) > 0, f"{name} must be positive")
-        _require(self.max_steps == -1 or self.max_steps > 0, "max_steps must be positive, or -1 for no limit")
-        _require(self.limit_val_batches >= 0, "limit_val_batches must be 0 or more")
+            require(getattr(self, name) > 0, f"{name} must be positive")
+        require(self.max_steps == -1 or self.max_steps > 0, "max_steps must be positive, or -1 for no limit")
+        require(self.limit_val_batches >= 0, "limit_val_batches must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +181,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        _require(self.gradient_clip_val >= 0, "trainer.gradient_clip_val must be 0 or more")
-        _require(self.log_every_n_steps > 0, "trainer.log_every_n_steps must be positive")
+        require(self.gradient_clip_val >= 0, "trainer.gradient_clip_val must be 0 or more")
+        require(self.log_every_n_steps > 0, "trainer.log_every_n_steps must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +206,8 @@ class CheckpointConfig:
         """Something has to remain."""
         for name in ("save_top_k", "save_last_k", "keep_resumable"):
             value = getattr(self, name)
-            _require(value >= -1, f"exp_manager.checkpoint_callback_params.{name} must be -1 or more")
-        _require(self.keep_resumable != 0, "checkpoint_callback_params.keep_resumable must not be 0")
+            require(value >= -1, f"exp_manager.checkpoint_callback_params.{name} must be -1 or more")
+        require(self.keep_resumable != 0, "checkpoint_callback_params.keep_resumable must not be 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """There is nothing to do without data; where the number of processes is known, they can share it."""
         train_ds = self.model.data.train_ds
-        _require(bool(train_ds.files), "model.data.train_ds.file_path is missing")
+        require(bool(train_ds.files), "model.data.train_ds.file_path is missing")
         processes = (self.trainer.devices or 0) * (self.trainer.num_nodes or 0)
         shared = self.model.tensor_model_parallel_size * self.model.context_parallel_size
         # what cannot be divided into such groups is told when they are started
@@ -287,8 +287,3 @@ def as_dict(config: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(config)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(f"{message}.")

@@ -11,7 +11,6 @@ true where the *next* token is learned, and so always false at the last token of
 
 import itertools
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from nemo_skills.core.errors import UserError
-from nemo_skills.core.jsonl import disk_errors, open_locked, write_file
+from nemo_skills.core.jsonl import check_space, disk_errors, open_locked, write_file
 from nemo_skills.training.packing_info import PackingInfo
 
 Array = npt.NDArray[Any]
@@ -198,7 +197,7 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None
     lock = prefix.with_name(f"{prefix.name}.lock")
     with disk_errors(prefix, "Nothing was changed."), ExitStack() as stack:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(prefix, shape.nbytes)
+        check_space(prefix, shape.nbytes)
         stack.callback(os.close, open_locked(lock))
         stack.callback(lock.unlink, missing_ok=True)
         try:
@@ -221,14 +220,6 @@ def write_packed(prefix: Path, shape: PackShape, about: Mapping[str, Any] | None
             path.replace(final)
         if about is not None:
             write_file(about_path(prefix), orjson.dumps(about, option=orjson.OPT_INDENT_2))
-
-
-def _check_space(prefix: Path, needed: int) -> None:
-    """A disk that is too small is better noticed now than after hours."""
-    free = shutil.disk_usage(prefix.parent).free
-    if free < needed:
-        sizes = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
-        raise UserError(f"Cannot write {prefix}: the disk is full: {sizes}.", exit_code=1)
 
 
 def _open(path: Path, part: str) -> Array:

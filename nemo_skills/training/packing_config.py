@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nemo_skills.core.errors import UserError
+from nemo_skills.core.errors import require
 from nemo_skills.core.hydra import MISSING, opt
 
 _CONTEXT_PARALLEL_UNIT = 16
@@ -26,9 +26,9 @@ class PackedRowsConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
-        _require(bool(self.file_names), "model.data.train_ds.file_names is empty")
-        _require(self.max_seq_length > 1, "model.data.train_ds.max_seq_length must be at least 2")
-        _require(
+        require(bool(self.file_names), "model.data.train_ds.file_names is empty")
+        require(self.max_seq_length > 1, "model.data.train_ds.max_seq_length must be at least 2")
+        require(
             self.global_batch_size is None or self.global_batch_size > 0,
             "model.data.train_ds.global_batch_size must be positive",
         )
@@ -50,7 +50,7 @@ class PackedModelConfig:
 
     def __post_init__(self) -> None:
         """Check the size."""
-        _require(self.context_parallel_size > 0, "model.context_parallel_size must be positive")
+        require(self.context_parallel_size > 0, "model.context_parallel_size must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +79,16 @@ class PackingConfig:
     def __post_init__(self) -> None:
         """Check that every sequence will fit."""
         rows = self.model.data.train_ds
-        _require(bool(self.pack_sizes), "pack_sizes is empty")
-        _require(self.seed >= 0, "seed must be 0 or more")
-        _require(self.processes is None or self.processes > 0, "processes must be positive")
+        require(bool(self.pack_sizes), "pack_sizes is empty")
+        require(self.seed >= 0, "seed must be 0 or more")
+        require(self.processes is None or self.processes > 0, "processes must be positive")
         for size in self.pack_sizes:
-            _require(
+            require(
                 size >= rows.max_seq_length,
                 f"pack_sizes={size} is smaller than model.data.train_ds.max_seq_length={rows.max_seq_length}:"
                 " a sequence would not fit; lower max_seq_length",
             )
-            _require(
+            require(
                 size % self.multiple == 0,
                 f"pack_sizes={size} is not a multiple of {self.multiple}, to which sequences are padded for"
                 f" model.context_parallel_size={self.model.context_parallel_size}",
@@ -103,8 +103,3 @@ class PackingConfig:
     def prefix(self, size: int) -> Path:
         """Return what the names of the files with packs of a size begin with."""
         return self.output_dir.expanduser() / f"packed_{size}_seed{self.seed}"
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(f"{message}.")

@@ -20,7 +20,6 @@ from nemo_skills.training.packing_info import Counts
 from nemo_skills.training.tokenise import Example, tokenise
 
 _log = get_logger(__name__)
-_COMPRESSION = 5
 _BUFFER = 1 << 20
 _SHOWN = 5
 
@@ -155,7 +154,7 @@ def tokenise_files(inputs: InputFiles, tokeniser: Tokeniser, processes: int, sto
     """
     # the processes are ours; threads of the tokenizer's on top would only get in their way
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    total = max(sum(_text_size(path) for path in inputs.paths), 1)
+    total = max(inputs.text_size(), 1)
     counts, done, shown_problems = list[Counts](), 0, 0
     with progress("Tokenising") as shown:
         for tokens in run_tasks(tokeniser, inputs.blocks(), processes):
@@ -168,10 +167,6 @@ def tokenise_files(inputs: InputFiles, tokeniser: Tokeniser, processes: int, sto
             shown.advance(tokens.counts.rows, min(done / total, 1.0))
     store.finish()
     return Counts.sum(counts)
-
-
-def _text_size(path: Path) -> int:
-    return path.stat().st_size * (_COMPRESSION if path.suffix in (".gz", ".zst") else 1)
 
 
 def lengths_line(lengths: Iterable[int]) -> str:

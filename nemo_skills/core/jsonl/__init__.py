@@ -1,6 +1,6 @@
 """Row files: streaming reading, a crash-safe journal of results, atomic replacement."""
 
-from nemo_skills.core.jsonl._atomic import atomic_output, disk_errors, write_file
+from nemo_skills.core.jsonl._atomic import atomic_output, check_space, disk_errors, write_file
 from nemo_skills.core.jsonl._index import Match
 from nemo_skills.core.jsonl._inputs import FileStamp, InputFiles
 from nemo_skills.core.jsonl._journal import Journal, Repair, Written
@@ -34,6 +34,7 @@ __all__ = [
     "add_fields",
     "atomic_output",
     "check_input",
+    "check_space",
     "count_rows",
     "disk_errors",
     "iter_blocks",

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +50,19 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Notice now, rather than after hours, that a disk has no room for so many bytes.
+
+    Raises:
+        UserError: it has not.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sizes = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        raise UserError(f"Cannot write {path}: the disk is full: {sizes}.", exit_code=1)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl._reader import Block, check_input, iter_blocks
 
+_COMPRESSION = 5
+
 
 class FileStamp(NamedTuple):
     """What tells cheaply that a file has probably not been changed."""
@@ -52,6 +54,11 @@ class InputFiles:
         """Return size and time of every file."""
         found = [path.stat() for path in self.paths]
         return tuple(FileStamp(stat.st_size, stat.st_mtime_ns) for stat in found)
+
+    def text_size(self) -> int:
+        """Return how many bytes of text there are; of compressed files it is a guess."""
+        sizes = [(path.suffix, path.stat().st_size) for path in self.paths]
+        return sum(size * (_COMPRESSION if suffix in (".gz", ".zst") else 1) for suffix, size in sizes)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Yield the rows with positions from `start` up to, not including, `stop`."""

@@ -97,9 +97,3 @@ def number_of(seed: int, *parts: str) -> int:
     """Return 64 random-looking bits that depend on the seed and the parts alone."""
     text = "\0".join((str(seed), *parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a `UserError` unless a parameter is as it must be."""
-    if not condition:
-        raise UserError(message)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.core.hydra import opt
 from nemo_skills.core.jsonl import InputFiles, parse_row
 from nemo_skills.prompt.text import as_text
-from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, key_text, require
+from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, key_text
 from nemo_skills.training.data_preparation_utils.inputs import find_inputs
 from nemo_skills.training.data_preparation_utils.shingles import shingles
 from nemo_skills.training.data_preparation_utils.turns import turns_of

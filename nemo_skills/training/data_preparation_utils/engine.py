@@ -24,7 +24,6 @@ from nemo_skills.training.data_preparation_utils.stages import (
 from nemo_skills.training.data_preparation_utils.stats import StepStats, Tally
 
 _MOST_PARTS = 8192
-_COMPRESSION = 5
 _READING = "read input"
 
 
@@ -106,17 +105,13 @@ class Engine:
 
     def _router(self, key: str | None, source: Spill | None, tally: Tally) -> Router:
         """Return where the rows of a stage go, in as many parts as will fit in memory."""
-        size = source.size if source is not None else self._input_bytes()
+        size = source.size if source is not None else self.inputs.text_size()
         parts = min(max(1, -(-size // self.part_bytes)), _MOST_PARTS)
         if key is not None or self._shuffle is not None:
             return Router(spill=Spill(self.tmp_dir, parts), key=key, shuffle=self._shuffle)
         if source is None:
             return Router(spill=Spill(self.tmp_dir, 1))
         return Router(spill=Spill(self.tmp_dir, parts), end=tally.steps[0].rows_in * CHILDREN)
-
-    def _input_bytes(self) -> int:
-        sizes = [(path, path.stat().st_size) for path in self.inputs.paths]
-        return sum(size * (_COMPRESSION if path.suffix in (".gz", ".zst") else 1) for path, size in sizes)
 
     def _run_stage(self, worker: Worker, tally: Tally) -> None:
         source, spill = worker.source, worker.router.spill
@@ -127,7 +122,7 @@ class Engine:
             results = run_tasks(worker.read, blocks, self.processes)
         else:
             results = run_tasks(worker.group, range(source.parts), self.processes)
-        total = source.size if source is not None else self._input_bytes()
+        total = source.size if source is not None else self.inputs.text_size()
         done = 0
         try:
             with progress(what) as shown:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Literal
 
-from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.core.hydra import opt
 from nemo_skills.prompt.text import as_text
-from nemo_skills.training.data_preparation_utils.base import Row, RowFilter, key_text, require
+from nemo_skills.training.data_preparation_utils.base import Row, RowFilter, key_text
 from nemo_skills.training.data_preparation_utils.reading import graded
 from nemo_skills.training.data_preparation_utils.tokens import count_tokens
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nemo_skills.core.errors import require
 from nemo_skills.core.hydra import opt
 from nemo_skills.training.data_preparation_utils.base import (
     HASH_LIMIT,
@@ -9,7 +10,6 @@ from nemo_skills.training.data_preparation_utils.base import (
     Row,
     key_text,
     number_of,
-    require,
 )
 from nemo_skills.training.data_preparation_utils.turns import first_question
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.core.hydra import opt
 from nemo_skills.prompt.text import as_text
 from nemo_skills.training.data_preparation_utils.base import (
@@ -15,7 +15,6 @@ from nemo_skills.training.data_preparation_utils.base import (
     RowMap,
     key_text,
     number_of,
-    require,
 )
 from nemo_skills.training.data_preparation_utils.formatting import KEPT, PromptOptions
 from nemo_skills.training.data_preparation_utils.reading import graded

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_skills.core.errors import UserError
+from nemo_skills.core.errors import UserError, require
 from nemo_skills.core.hydra import opt
-from nemo_skills.training.data_preparation_utils.base import DropRow, Row, RowMap, key_text, require
+from nemo_skills.training.data_preparation_utils.base import DropRow, Row, RowMap, key_text
 
 _SAMPLED = ("finish_reason", "predicted_answer", "verdict", "reasoning", "grade_details")
 

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nemo_skills.core.errors import require
 from nemo_skills.core.hydra import opt
 from nemo_skills.prompt.text import as_text
-from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, number_of, require
+from nemo_skills.training.data_preparation_utils.base import GroupFilter, Row, number_of
 
 
 @dataclass(frozen=True, kw_only=True)
