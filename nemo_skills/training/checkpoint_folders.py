@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
 
@@ -41,12 +43,12 @@ def find_checkpoints(folder: Path, steps: list[int] | None = None) -> list[Check
     have = ", ".join(map(str, sorted(found))) or "none"
     if steps is None:
         for step in half:
-            LOG.warning("%s is not complete and is left out", named[step])
+            LOG.warning("%s is half-written or damaged and is left out", named[step])
         if not found:
             raise UserError(f"{folder} holds no complete checkpoint, as step=100 or checkpoint-100")
         return [Checkpoint(step, found[step]) for step in sorted(found)]
     problems = [
-        f"the checkpoint of step {step} is {'only half-written' if step in half else 'not there'}"
+        f"the checkpoint of step {step} is {'half-written or damaged' if step in half else 'not there'}"
         for step in steps
         if step not in found
     ]
@@ -56,8 +58,21 @@ def find_checkpoints(folder: Path, steps: list[int] | None = None) -> list[Check
 
 
 def _model_folder(path: Path) -> Path | None:
-    """Return the folder of a checkpoint's model; None when it was not written to its end."""
+    """Return the folder of a checkpoint's model; None when it is not as it was written."""
     if (path / COMPLETE_FILE).is_file():
+        if not _has_its_files(path):
+            return None
         return path / MODEL_FOLDER if (path / MODEL_FOLDER).is_dir() else path
     # other trainers put the model there itself, and say nowhere that it is complete
     return path if any(path.glob("*.safetensors")) else None
+
+
+def _has_its_files(path: Path) -> bool:
+    """Whether the model's files are as long as they were when the checkpoint was completed."""
+    try:
+        files = orjson.loads((path / COMPLETE_FILE).read_bytes()).get("files", {})
+        # the state that training goes on from is removed after a while
+        mine = {name: size for name, size in files.items() if name.startswith(f"{MODEL_FOLDER}/")}
+        return all((path / name).stat().st_size == size for name, size in mine.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -105,10 +105,28 @@ def test_steps_are_chosen_and_half_written_ones_left_out(tmp_path: Path) -> None
         save(tmp_path, step, {"w": torch.tensor([float(step)])})
     (tmp_path / "step=30" / "complete.json").unlink()
     assert [found.step for found in find_checkpoints(tmp_path)] == [10, 20]
-    with pytest.raises(UserError, match=r"step 30 is only half-written; .*step 40 is not there.*10, 20"):
+    with pytest.raises(
+        UserError, match=r"step 30 is half-written or damaged; .*step 40 is not there.*10, 20"
+    ):
         find_checkpoints(tmp_path, [10, 30, 40])
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         find_checkpoints(tmp_path / "step=10")
+
+
+def test_a_model_that_is_not_as_long_as_it_was_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 20):
+        save(tmp_path, step, {"w": torch.ones(8)})
+        file = tmp_path / f"step={step}/hf/model.safetensors"
+        # the state is removed from older checkpoints
+        sizes = {"hf/model.safetensors": file.stat().st_size, "dcp/.metadata": 5}
+        (tmp_path / f"step={step}/complete.json").write_text(json.dumps({"files": sizes}))
+    file.write_bytes(file.read_bytes()[:-4])
+    assert [found.step for found in find_checkpoints(tmp_path)] == [10]
+    assert "step=20 is half-written or damaged and is left out" in caplog.text
+    with pytest.raises(UserError, match="step 20 is half-written or damaged"):
+        find_checkpoints(tmp_path, [20])
 
 
 def a_name_less(model: Path) -> None:

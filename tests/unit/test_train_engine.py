@@ -247,6 +247,19 @@ def test_only_checkpoints_with_the_monitored_figure_are_ranked() -> None:
     assert steps_to_keep(complete, CheckpointConfig(save_top_k=1, monitor="val_x", mode="max")) == {1, 5}
 
 
+@given(
+    st.lists(st.binary(max_size=9).map(lambda raw: raw.replace(b"\n", b"")), min_size=1), st.integers(1, 20)
+)
+def test_lines_end_where_they_do_in_pieces_too(lines: list[bytes], piece: int) -> None:
+    from nemo_skills.training.engine import samples
+
+    text = b"\n".join([*lines, b"."])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "_PIECE", piece)
+        found = samples._newlines(np.frombuffer(text, np.uint8)).tolist()
+    assert found == [i for i, byte in enumerate(text) if byte == ord("\n")]
+
+
 def test_gradients_are_clipped_to_their_norm() -> None:
     import torch
 

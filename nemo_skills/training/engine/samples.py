@@ -24,6 +24,7 @@ LOG = get_logger(__name__)
 
 Tokens = npt.NDArray[np.int64]
 _COMPRESSED = (".gz", ".zst")
+_PIECE = 1 << 24
 
 
 class Document(NamedTuple):
@@ -123,7 +124,7 @@ class _LineIndex:
             with path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             text = np.frombuffer(self._data, np.uint8)
-            ends = np.append(np.flatnonzero(text == ord("\n")), len(text))
+            ends = np.append(_newlines(text), len(text))
             starts = np.concatenate(([0], ends[:-1] + 1))
             # blank lines are no rows; what else may be blank shows when it is read
             self._numbers = np.flatnonzero(ends - starts > 1)
@@ -137,6 +138,12 @@ class _LineIndex:
             return self._held[index]
         raw = self._data[self._starts[index] : self._ends[index]].strip()
         return Line(index, int(self._numbers[index]) + 1, raw, self._path)
+
+
+def _newlines(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return where lines end, going through a large file in pieces: a comparison takes as much memory."""
+    pieces = range(0, len(text), _PIECE)
+    return np.concatenate([np.flatnonzero(text[at : at + _PIECE] == ord("\n")) + at for at in pieces])
 
 
 class PackedSamples:
