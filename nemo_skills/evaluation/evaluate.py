@@ -27,7 +27,7 @@ class EvaluateConfig:
     timeout_s: float | None = opt(None, "longest time for one answer; null is the grader's own")
     memory_mb: int = opt(2048, "memory of a grading process; 0 is no limit")
     regrade: bool = opt(False, "grade all rows again")
-    done_mark: str | None = opt(None, "an empty file to make once every row of all files is graded")
+    done_mark: str | None = opt(None, "an empty file to make once every row of all files has a verdict")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "how much to log")
 
     def __post_init__(self) -> None:
@@ -57,6 +57,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from nemo_skills.evaluation.graders import GraderSpec, grader_class
     from nemo_skills.evaluation.grading import FileGrading
     from nemo_skills.evaluation.pool import GradingPool, Limits
+    from nemo_skills.evaluation.verdicts import Verdict
 
     setup_logging(config.log_level)
     spec = GraderSpec(name=config.eval_type, options=config.grader)
@@ -67,17 +68,20 @@ def evaluate(config: EvaluateConfig) -> None:
         processes=config.processes,
         memory_mb=config.memory_mb,
     )
+    broken = 0
     problems: list[str] = []  # of one file, which must not keep the others from being graded
     with GradingPool(spec, limits) as pool:
         grading = FileGrading(spec=spec, pool=pool, regrade=config.regrade)
         for path in list(dict.fromkeys(config.files(problems))):
             try:
-                get_logger(__name__).info("%s: %s.", path, grading.run(path))
+                summary = grading.run(path)
+                broken += summary.verdicts[Verdict.grader_error]
+                get_logger(__name__).info("%s: %s.", path, summary)
             except UserError as error:
                 problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    if config.done_mark:
+    if config.done_mark and not broken:
         with disk_errors(Path(config.done_mark)):
             Path(config.done_mark).expanduser().touch()
 

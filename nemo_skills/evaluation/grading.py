@@ -26,6 +26,7 @@ from nemo_skills.core.jsonl import (
 from nemo_skills.core.jsonl import Line as RowLine
 from nemo_skills.evaluation.graders import GraderSpec
 from nemo_skills.evaluation.pool import GradingPool, Item
+from nemo_skills.evaluation.verdicts import Verdict
 from nemo_skills.inference.done import DoneMark, OutputStamp, key_pieces
 from nemo_skills.inference.outputs import OutputPaths
 
@@ -157,8 +158,8 @@ class _Work:
         return row
 
     def _kept(self, row: Mapping[str, Any]) -> str | None:
-        """Return the verdict of a row that needs no grading."""
-        if self.regrade or "graded_by" not in row or row["graded_by"] != self._mark(row):
+        """Return the verdict of a row that needs no grading: what broke the grader may be repaired by now."""
+        if self.regrade or row.get("graded_by") != self._mark(row) or row["verdict"] == Verdict.grader_error:
             return None
         return str(row["verdict"])
 

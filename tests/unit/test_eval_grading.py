@@ -277,6 +277,22 @@ def test_a_mark_says_that_all_is_graded(tmp_path: Path) -> None:
     assert mark.exists()
 
 
+def test_what_broke_the_grader_is_graded_again(tmp_path: Path) -> None:
+    path, mark = write(tmp_path / "output.jsonl", [{"do": "1"}, {"do": "raise"}]), tmp_path / "mark"
+    evaluate(f"++input_files={path}", OBEDIENT, f"++done_mark={mark}")
+    first = read(path)
+    assert [row["verdict"] for row in first] == ["correct", "grader_error"]
+    assert not mark.exists()
+    # as if it had been repaired
+    broken = first[1] | {"do": "2"}
+    broken["graded_by"] = first[0]["graded_by"]
+    write(path, [first[0], broken])
+    evaluate(f"++input_files={path}", OBEDIENT, f"++done_mark={mark}")
+    assert [row["verdict"] for row in read(path)] == ["correct", "correct"]
+    assert read(path)[0] == first[0]
+    assert mark.exists()
+
+
 def test_ungraded_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "demo" / "output.jsonl", boxed(["1"]))
     report = score(tmp_path)["demo"]

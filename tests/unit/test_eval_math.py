@@ -122,6 +122,8 @@ def test_answer_sentence(text: str, answer: str | None) -> None:
 def test_last_number() -> None:
     assert last_number("From 1,200 take 3.5: -2 of 1/2") == "1/2"
     assert last_number("It is 1,234,567.") == "1,234,567"
+    assert last_number(r"It is $1{,}000$ or 12\,345") == "12,345"
+    assert last_number(r"$1{,}000$ is it") == "1,000"
     assert last_number("v1.2.3 none") is None or last_number("none") is None
 
 
@@ -137,6 +139,10 @@ def test_no_answer() -> None:
     # a number that happens to stand last is no answer where the text was cut, or where none is expected
     assert verdict(grader, "It is 5", "5", finish_reason="length") is Verdict.no_answer
     assert verdict(grader, "In 1990", r"\text{Monday}") is Verdict.no_answer
+    # what was only thought is no answer
+    assert verdict(grader, r"<think>\boxed{4}</think>The answer is 3.", "4") is Verdict.incorrect
+    assert verdict(grader, r"<think>\boxed{4}", "4") is Verdict.no_answer
+    assert verdict(grader, r"thinking</think>\boxed{4}", "4") is Verdict.correct
     # an unfinished box hides what stands before it
     assert verdict(grader, r"The answer is 5. \boxed{5", "5") is Verdict.no_answer
 

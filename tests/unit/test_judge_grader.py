@@ -29,6 +29,12 @@ def test_no_answer_needs_no_judge() -> None:
     assert grade.verdict is Verdict.no_answer
 
 
+@pytest.mark.parametrize("earlier", [Verdict.timed_out, Verdict.grader_error])
+def test_what_broke_before_the_judge_is_no_wrong_answer(earlier: Verdict) -> None:
+    row = {"predicted_answer": None, "verdict": earlier.value, "judgement": "Judgement: No"}
+    assert get_grader("judge").grade(row).verdict is earlier
+
+
 def test_own_words() -> None:
     grader = get_grader("judge", {"pattern": r"verdict=(\w+)", "judgement_key": "said", "answer_key": "id"})
     assert grader.grade({"id": 1, "said": "verdict=TRUE"}).verdict is Verdict.correct

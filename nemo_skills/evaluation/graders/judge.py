@@ -36,7 +36,7 @@ class JudgeGrader:
 
     Options: ClassVar[type] = JudgeOptions
     measure: ClassVar[str] = "judge_correct"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     timeout_s: ClassVar[float] = 10.0
     soft_timeout_s: ClassVar[float | None] = None
 
@@ -56,7 +56,9 @@ class JudgeGrader:
         """Take the judge's last word."""
         answer = row.get(self._options.answer_key)
         if answer is None:
-            return Grade(verdict=Verdict.no_answer)
+            # the judge was not shown what the grader before it did not get to see
+            broke = row.get("verdict") in (Verdict.timed_out, Verdict.grader_error)
+            return Grade(verdict=Verdict(row["verdict"]) if broke else Verdict.no_answer)
         said = str(row[self._options.judgement_key] or "")
         matches = list(self._pattern.finditer(said))
         if not matches:

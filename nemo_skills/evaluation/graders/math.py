@@ -63,7 +63,7 @@ class MathGrader:
 
     Options: ClassVar[type] = MathOptions
     measure: ClassVar[str] = "symbolic_correct"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     timeout_s: ClassVar[float] = 5.0
     soft_timeout_s: ClassVar[float | None] = 0.05
 
@@ -99,7 +99,7 @@ class MathGrader:
 
     def find(self, row: Mapping[str, Any], expected: Sequence[str]) -> Found | None:
         """Find the answer in what the model wrote."""
-        text = _text(row[self._options.generation_key])
+        text = extraction.after_reasoning(_text(row[self._options.generation_key]))
         if self._pattern is not None:
             answer = extraction.by_pattern(self._pattern, text)
             return Found(extraction.clean(answer), "regex") if answer and answer.strip() else None

@@ -11,9 +11,16 @@ from nemo_skills.evaluation.graders.mathematics import extraction
 from nemo_skills.evaluation.graders.mathematics.latex import without_text
 from nemo_skills.evaluation.verdicts import Grade, Verdict
 
-_LETTER = re.compile(r"[\s(\[{*_`$\"']*(?:option|choice)?\s*[(\[*]*([A-Z])(?![A-Za-z'])", re.IGNORECASE)
+_ADVERB = r"(?:definitely|probably|likely|most likely|clearly|indeed|certainly|therefore|thus)"
+_LETTER = re.compile(
+    rf"[\s(\[{{*_`$\"']*(?:{_ADVERB}\s+)?(?:the\s+)?(?:option|choice|letter)?\s*[(\[*]*([A-Z])(?![A-Za-z'])",
+    re.IGNORECASE,
+)
 _ALONE = re.compile(r"^[\s(\[*_`]*([A-Z])[\s)\].:*_`]*$", re.MULTILINE)
-_FIRST = re.compile(r"^\s*[(*]*([A-Z])(?:[).:*]+(?:\s|$)|\s*$)")
+_LABEL = re.compile(r"^\s*[(*]*([A-Z])(?:[).:*]+(?:\s|$)|\s*$)", re.MULTILINE)
+# `A dog` and `I think` begin with words, `A is right` with a letter
+_WORDS = ("A", "I")
+_AFTER_WORD = re.compile(r"\s+(?!(?:is|was|because|since|as|and)\b)[a-z]")
 _CUT = "length"
 
 
@@ -43,7 +50,7 @@ class MultichoiceGrader:
 
     Options: ClassVar[type] = MultichoiceOptions
     measure: ClassVar[str] = "correct"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     timeout_s: ClassVar[float] = 5.0
     soft_timeout_s: ClassVar[float | None] = None
 
@@ -63,9 +70,8 @@ class MultichoiceGrader:
         """Grade the choice in a row."""
         options = row.get(self._options.options_key)
         texts = [str(option) for option in options] if isinstance(options, list) else []
-        letter = self.find(
-            str(row[self._options.generation_key]), texts, cut=row.get("finish_reason") == _CUT
-        )
+        text = extraction.after_reasoning(str(row[self._options.generation_key]))
+        letter = self.find(text, texts, cut=row.get("finish_reason") == _CUT)
         if letter is None:
             return Grade(verdict=Verdict.no_answer)
         expected = str(row[self._options.expected_answer_key]).strip(" ().").upper()
@@ -90,11 +96,12 @@ class MultichoiceGrader:
         letter = _letter(sentence, options) if sentence else None
         if letter is not None or cut:
             return letter
-        first = _FIRST.match(text)
-        if first:
-            return first[1]
         alone = _ALONE.findall(text)
-        return alone[-1] if alone else None
+        if alone:
+            return str(alone[-1])
+        # a text that goes through the options begins with one, too
+        labels = _LABEL.findall(text)
+        return str(labels[0]) if _LABEL.match(text) and len(set(labels)) == 1 else None
 
 
 def _letter(answer: str, options: Sequence[str]) -> str | None:
@@ -102,9 +109,10 @@ def _letter(answer: str, options: Sequence[str]) -> str | None:
     answer = without_text(answer)[0].strip()
     same = [i for i, option in enumerate(options) if _plain(option) == _plain(answer)]
     match = _LETTER.match(answer)
-    # `I think so` begins with a letter, too
-    if match and (not same or len(answer) == 1) and not re.match(r"\s+[a-z]", answer[match.end() :]):
-        return match[1].upper()
+    if match and (not same or len(answer) == 1):
+        word = match[1].upper() in _WORDS and _AFTER_WORD.match(answer, match.end())
+        if not word:
+            return match[1].upper()
     return chr(ord("A") + same[0]) if same else None
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from nemo_skills.evaluation.graders.mathematics.extraction import after_reasoning
+
 _BLOCK = re.compile(
     r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
-_END_OF_REASONING = "</think>"
 _PYTHON = ("python", "py", "python3")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 _IMPORTS = """\
@@ -53,7 +54,7 @@ print(*(name for name in {names!r} if importlib.util.find_spec(name) is None))
 
 def extract_code(text: str) -> str | None:
     """Return the program in an answer: its last Python block, or the last of unnamed kind; None: no block."""
-    answer = text.rpartition(_END_OF_REASONING)[2]
+    answer = after_reasoning(text)
     blocks = [(found[2].lower(), found[3]) for found in _BLOCK.finditer(answer)]
     for kinds in (_PYTHON, ("",)):
         code = [body for kind, body in blocks if kind in kinds and body.strip()]

@@ -3,6 +3,7 @@
 import re
 from collections import deque
 
+_REASONING_BEGINS, _REASONING_ENDS = "<think>", "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*(\S.*)")
@@ -14,10 +15,17 @@ _SENTENCE = re.compile(
 )
 _BLANKS = re.compile(r"[^\S\n]+")
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|(?<![\w.])-?\.\d+%?")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")
 _SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|,?\s+(?:because|since)\b|(?<!\\),\s+(?:so|which|as|where|and)\b")
 _WRAPPED = re.compile(r"^(\*\*|\$\$|\$|`|\\\(|\\\[)\s*(.*?)\s*(\*\*|\$\$|\$|`|\\\)|\\\])")
 _LAYERS = 4
 _CLOSES = {"**": "**", "$$": "$$", "$": "$", "`": "`", r"\(": r"\)", r"\[": r"\]"}
+
+
+def after_reasoning(text: str) -> str:
+    """Return what stands after the model's reasoning; nothing, if that was begun and never ended."""
+    _, end, after = text.rpartition(_REASONING_ENDS)
+    return "" if not end and after.lstrip().startswith(_REASONING_BEGINS) else after
 
 
 def has_box(text: str) -> bool:
@@ -51,7 +59,7 @@ def after_answer_is(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """Return the last number."""
-    last = _last(_NUMBER, text)
+    last = _last(_NUMBER, _THOUSANDS.sub(",", text))
     return last[0] if last else None
 
 

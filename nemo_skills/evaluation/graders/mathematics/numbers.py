@@ -27,6 +27,16 @@ _SHORT_UNITS = frozenset(
     "mm cm dm km in ft yd mi kg mg lb lbs oz ml mL dl hr hrs hp mph kph sq cu pm am PM AM Hz Pa".split()
 )
 _LETTER_UNITS = frozenset("mgshLlNJWVAK")
+_SPELLED_UNITS = {
+    "millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km",
+    "millimetre": "mm", "centimetre": "cm", "metre": "m", "kilometre": "km",
+    "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi",
+    "milligram": "mg", "gram": "g", "kilogram": "kg", "pound": "lb", "ounce": "oz",
+    "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h",
+    "day": "day", "week": "week", "month": "month", "year": "year",
+    "milliliter": "mL", "ml": "mL", "liter": "L", "litre": "L", "gallon": "gallon",
+    "dollar": "dollar", "cent": "cent", "euro": "euro", "degree": "degree", "radian": "radian",
+}  # fmt: skip
 # words that make a number something else than a number with a unit
 _NO_UNITS = frozenset(
     "plus minus times over and or to through divided dozen half halves quarter third thirds point mod".split()
@@ -148,9 +158,17 @@ def _unit(text: str, at: int) -> tuple[str | None, int]:
             if match is None or not _is_unit(match["unit"].rstrip("."), bool(match["blank"])):
                 break
         name = match["unit"].rstrip(".")
-        first = first or (name if name in _SHORT_UNITS | _LETTER_UNITS else None)
+        first = first or _physical(name)
         at = match.end()
     return first, at
+
+
+def _physical(name: str) -> str | None:
+    """Return the usual sign of a physical unit; None for any other word."""
+    word = name.lower()
+    singular = word.removesuffix("es") if word == "inches" else word.removesuffix("s")
+    known = _SPELLED_UNITS.get(word) or _SPELLED_UNITS.get(singular)
+    return known or (name if name in _SHORT_UNITS | _LETTER_UNITS else None)
 
 
 def _is_unit(word: str, after_blank: bool) -> bool:
