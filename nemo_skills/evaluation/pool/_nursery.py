@@ -26,7 +26,7 @@ from nemo_skills.evaluation.verdicts import Grade, Verdict
 
 _PR_SET_PDEATHSIG = 1
 # a worker that is killed loses the grades that it has not sent: at most so many seconds of work
-_SEND_EVERY_S = 0.02
+_SEND_EVERY_S = 0.005
 
 
 class Nursery:

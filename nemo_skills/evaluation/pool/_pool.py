@@ -19,8 +19,10 @@ _LARGEST_BATCH = 256
 _AHEAD = 2
 _ATTEMPTS = 2
 _LONGER = 10.0
+# a process that was just started has yet to make its memory its own
+_SETTLES_IN = 2.0
 # of the time limit and of the time since the start: how long rounds after the first may be in vain
-_IN_VAIN = (0.5, 0.1)
+_IN_VAIN = (0.25, 0.05)
 _SHORTEST_WAIT_S = 0.001
 
 
@@ -32,8 +34,8 @@ class Limits:
     """For one answer, from the moment when a process begins it."""
     soft_timeout_s: float | None = None
     """Answers that take longer are put off until all others are done, then begun anew with ten times as
-    much, then with `timeout_s`. A round ends early, and what is left of it is given up, when answers that
-    used up their time have taken half of `timeout_s`, or a tenth of the time since the start, on every
+    much, then with `timeout_s`. What is left is given up when answers that used up their time in these later
+    rounds have taken a quarter of `timeout_s`, or a twentieth of the time since the start, on every
     processor. All this is processor time. None: there is but one round, and the clock on the wall counts."""
     processes: int = 0
     """0: as many as there are processors."""
@@ -146,7 +148,7 @@ class _Shift:
     def step(self, window: Window) -> None:
         """Wait until something happens, and see to it."""
         if window is not self._window:
-            self._window, self._since = window, time.monotonic()
+            self._window, self._since, self._in_vain = window, time.monotonic(), 0.0
         for worker in self._workers():
             self._supply(worker)
         if window.ready:  # some were given up
@@ -180,7 +182,9 @@ class _Shift:
     def _limit(self, worker: Worker) -> float:
         """Return how long the answer that a worker is at may take."""
         at = worker.in_work()
-        return self._limits.rounds[0 if at is None else worker.tasks[at].round]
+        limit = self._limits.rounds[0 if at is None else worker.tasks[at].round]
+        is_new = not worker.graded and len(self._limits.rounds) > 1
+        return min(limit * _SETTLES_IN, self._limits.timeout_s) if is_new else limit
 
     def _hear(self, worker: Worker) -> None:
         graded = worker.read()
@@ -217,7 +221,6 @@ class _Shift:
         while True:
             tasks = self._window.take(batch)
             if not tasks and self._window.next_round():
-                self._in_vain = 0.0
                 continue
             if not tasks or not tasks[0].round or self._in_vain < self._most_in_vain():
                 return tasks
