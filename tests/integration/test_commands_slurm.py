@@ -1,5 +1,6 @@
 """`ns status`, `logs`, `cancel` and `start_server` on a real Slurm cluster, with accounting and without."""
 
+import contextlib
 import json
 import os
 import re
@@ -69,8 +70,13 @@ def without_slurm(text: str) -> str:
 
 def secrets(place: Place) -> list[Path]:
     """Files that hold the canary, and any that is there to hold secrets."""
-    found = [path for path in (place.folder / "jobs").rglob("*") if path.is_file()]
-    return [path for path in found if path.suffix == ".env" or CANARY in path.read_text(errors="replace")]
+    found = []
+    for path in (place.folder / "jobs").rglob("*"):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # jobs replace files meanwhile
+            text = path.read_text(errors="replace")
+            if path.suffix == ".env" or CANARY in text:
+                found.append(path)
+    return found
 
 
 @everywhere

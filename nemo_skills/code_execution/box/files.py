@@ -41,13 +41,14 @@ def build_root(order: BoxOrder, uid: int) -> None:
     os.mkdir(SCRATCH + _OLD)  # noqa: PTH102
     kernel.pivot_root(SCRATCH, SCRATCH + _OLD)
     os.chdir("/")
+    # first, as the interpreter may lie below it
+    os.mkdir(SCRATCH)  # noqa: PTH102
+    _mount_scratch(order)
     _add_folders((*_SYSTEM, *interpreter_folders(), *order.visible))
     _add_devices()
     _add_settings(uid)
     os.mkdir("/proc", 0o555)  # noqa: PTH102
     kernel.mount("proc", "/proc", "proc", _OWN_FLAGS | kernel.NOEXEC)
-    os.mkdir(SCRATCH)  # noqa: PTH102
-    _mount_scratch(order)
     kernel.detach(_OLD)
     os.rmdir(_OLD)  # noqa: PTH106
     kernel.mount("none", "/", None, kernel.REMOUNT | kernel.BIND | kernel.RDONLY | _OWN_FLAGS)
