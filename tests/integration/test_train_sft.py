@@ -123,7 +123,11 @@ def test_adapters(model: Path, rows: Path, tmp_path: Path, reference: Path) -> N
     pytest.importorskip("peft", reason="PEFT is not installed (extra 'lora')")
     from safetensors.torch import load_file
 
-    more = {"model__peft__peft_scheme": "lora", "model__peft__lora_tuning__adapter_dim": 4}
+    more: dict[str, Any] = {
+        "model__peft__peft_scheme": "lora",
+        "model__peft__lora_tuning__adapter_dim": 4,
+        "trainer__sft__save_interval": 2,
+    }
     more["model__data__validation_ds__file_path"] = str(rows)
     assert train_here(sft_args(model, rows, tmp_path, **ALL, **more))
     found = metrics(tmp_path)
@@ -136,6 +140,16 @@ def test_adapters(model: Path, rows: Path, tmp_path: Path, reference: Path) -> N
     changed = {name for name in before if not before[name].equal(after[name])}
     assert before.keys() == after.keys()
     assert all("proj" in name for name in changed) and len(changed) == 14
+
+    # and they go on from a checkpoint
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "again" / "checkpoints")
+    last = tmp_path / "again" / "checkpoints" / "step=3"
+    shutil.rmtree(last)
+    args = sft_args(model, rows, tmp_path / "again", **ALL, **more)
+    assert train_here(args)
+    steps = [step for step, name in metrics(tmp_path / "again") if name == "loss"]
+    assert steps == [3]
+    assert (last / "hf/model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
 
 
 def test_models_that_change_their_logits(rows: Path, tmp_path: Path) -> None:
@@ -211,6 +225,19 @@ def test_models_that_cannot_be_loaded(model: Path, rows: Path, tmp_path: Path) -
     for message, args in cases.items():
         with pytest.raises(UserError, match=message):
             train_here(args)
+
+
+def test_weights_that_are_missing_are_not_made_up(model: Path, rows: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    gone = [name for name in sorted(weights) if "up_proj" in name]
+    save_file(
+        {k: v for k, v in weights.items() if k not in gone}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match=rf"{gone[0]} and {len(gone) - 1} more weights are missing"):
+        train_here(sft_args(folder, rows, tmp_path / "run"))
 
 
 def test_long_rows_are_cut(model: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,7 +78,10 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     elif topology.device.type != "cpu":
         options["device_map"] = {"": topology.device}
     with _loading(config):
-        model = AutoModelForCausalLM.from_pretrained(folder, config=settings, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, output_loading_info=True, **options
+        )
+    _check_complete(sorted(report["missing_keys"]), config)
     if getattr(model, "_is_stateful", False) or not model._supports_attention_backend:
         raise UserError(f"{type(model).__name__} cannot keep rows apart that lie in one sequence.")
     _check_sharded(model, config, topology)
@@ -92,6 +95,15 @@ def build_model(folder: Path, config: ModelConfig, topology: Topology, *, bf16: 
     if config.activations_checkpoint_granularity == "full":
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _check_complete(missing: list[str], config: ModelConfig) -> None:
+    """Refuse a model whose files lack weights: transformers would make them up."""
+    if missing:
+        more = f" and {len(missing) - 1} more weights are" if len(missing) > 1 else " is"
+        raise UserError(
+            f"model.restore_from_path={config.restore_from_path}: {missing[0]}{more} missing from its files."
+        )
 
 
 @contextlib.contextmanager
