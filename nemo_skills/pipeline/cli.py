@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.cancel import cancel
     from nemo_skills.pipeline.clean import clean
     from nemo_skills.pipeline.compare import compare
+    from nemo_skills.pipeline.convert import convert
     from nemo_skills.pipeline.eval import eval  # noqa: A004 (the command is called so)
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
@@ -62,6 +63,7 @@ COMMANDS = {
     "train": CommandEntry(
         "nemo_skills.pipeline.train:train", "Fine-tune a model, and average its checkpoints."
     ),
+    "convert": CommandEntry("nemo_skills.pipeline.convert:convert", "Convert a model to another format."),
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
     "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
@@ -75,6 +77,7 @@ __all__ = [
     "cancel",
     "clean",
     "compare",
+    "convert",
     "eval",
     "generate",
     "logs",

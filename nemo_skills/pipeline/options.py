@@ -228,6 +228,30 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Conversion."""
+
+    convert_from: str = option(REQUIRED, "Format of the model.", choices=("nemo", "hf"))
+    convert_to: str = option(
+        REQUIRED,
+        "Format of the result; trtllm is an engine of TensorRT-LLM.",
+        choices=("hf", "nemo", "trtllm"),
+    )
+    input_model: str = option(REQUIRED, "Folder of the model; for NeMo also a .nemo file.")
+    output_model: str = option(REQUIRED, "Folder for the result, which appears when it is complete.")
+    model_type: str | None = option(
+        None,
+        "Family of the model, as llama or qwen; by default found out, and checked otherwise.",
+    )
+    hf_model_name: str | None = option(
+        None,
+        "Hugging Face folder (or hub name) of a model of the same kind, for config and tokenizer where the"
+        " model to convert does not hold them.",
+    )
+    dtype: str | None = option(None, "Type of the weights, as bf16; by default as they are.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WandbOptions:
     """Weights & Biases, where $WANDB_API_KEY is set."""
 

@@ -12,6 +12,7 @@ from nemo_skills.pipeline import main_args
 from nemo_skills.pipeline.answering import encoded, refuse_owned
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
+from nemo_skills.pipeline.cluster.roles import role_with_torch
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
@@ -32,7 +33,6 @@ AVERAGE = "nemo_skills.training.average_checkpoints"
 AVERAGE_SUFFIX = "-average"
 UNFINISHED_CODE = 3
 """Exit code of a main that has saved and is to be continued."""
-_ROLES = ("nemo", "nemo-skills")
 _MARGIN_S = 600
 """Before the time limit the main saves and stops; the start of a container counts as well."""
 _MARGIN_SHARE = 4
@@ -136,7 +136,11 @@ def plan_train(request: Request) -> Plan:
         jobs = chain((first,), own.num_training_jobs - 1)
     average = Job(
         name=f"{name}{AVERAGE_SUFFIX}",
-        components=(Component(name="main", commands=(_average_command(request),), role=_role(request)),),
+        components=(
+            Component(
+                name="main", commands=(_average_command(request),), role=role_with_torch(request.cluster)
+            ),
+        ),
         after=tuple(job.name for job in jobs[-1:]),
         writes=(f"{request.result}/config.json",),
     )
@@ -186,7 +190,7 @@ def _training_job(request: Request, more: Mapping[str, object] | None = None) ->
     main = Component(
         name="main",
         commands=((PYTHON, *argv),),
-        role=_role(request),
+        role=role_with_torch(request.cluster),
         nodes=nodes.num_nodes,
         gpus=0 if on_cpu else nodes.num_gpus,
         env=(("CUDA_VISIBLE_DEVICES", ""),) if on_cpu else (),
@@ -207,11 +211,6 @@ def _average_command(request: Request) -> Argv:
     if request.own.average_steps:
         values["steps"] = list(request.own.average_steps)
     return (PYTHON, "-m", AVERAGE, *encoded(values))
-
-
-def _role(request: Request) -> str:
-    """Return the role that has torch: the training image, or where there is none that of the mains."""
-    return next((role for role in _ROLES if role in request.cluster.containers), _ROLES[-1])
 
 
 def _config_flags(own: TrainOptions) -> dict[str, str | None]:
