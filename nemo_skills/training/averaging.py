@@ -10,13 +10,13 @@ import orjson
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import check_space, disk_errors, open_locked, write_file
 from nemo_skills.core.log import get_logger
-from nemo_skills.training.checkpoint_folders import Checkpoint
-from nemo_skills.training.safetensors_folder import (
+from nemo_skills.core.safetensors import (
     ITEM_SIZES,
     SafetensorsFolder,
     differences,
     write_tensors,
 )
+from nemo_skills.training.checkpoint_folders import Checkpoint
 
 if TYPE_CHECKING:
     import torch

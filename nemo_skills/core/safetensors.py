@@ -40,7 +40,9 @@ class TensorKind:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where the bytes of a tensor begin."""
+
     file: Path
     start: int
 
@@ -55,7 +57,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kinds: dict[str, TensorKind] = {}
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         self._open: tuple[Path, BinaryIO] | None = None
         for file in self._weight_files():
             self._read_header(file)
@@ -76,6 +78,10 @@ class SafetensorsFolder:
         weights = (".safetensors", *_OTHER_WEIGHTS)
         files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
         return [p for p in files if not p.name.endswith(weights) and p.name != INDEX_FILE]
+
+    def place(self, name: str) -> Place:
+        """Return where a tensor lies."""
+        return self._places[name]
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes of a tensor from `start` on."""
@@ -98,13 +104,16 @@ class SafetensorsFolder:
             self._open = None
 
     def _weight_files(self) -> list[Path]:
-        index = self.folder / INDEX_FILE
-        if index.is_file():
+        index_file = self.folder / INDEX_FILE
+        if index_file.is_file():
             try:
-                names = sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))
+                names = sorted(set(orjson.loads(index_file.read_bytes())["weight_map"].values()))
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{index} is no index of safetensors files") from None
+                raise UserError(f"{index_file} is no index of safetensors files") from None
             return [self.folder / name for name in names]
+        if (self.folder / SINGLE_FILE).is_file():
+            # beside it some models have the same weights under the names of other programs
+            return [self.folder / SINGLE_FILE]
         if files := sorted(self.folder.glob("*.safetensors")):
             return files
         raise UserError(f"{self.folder} holds no *.safetensors files")
@@ -127,7 +136,7 @@ class SafetensorsFolder:
                 if stop - start != kind.nbytes or data_start + stop > size:
                     raise ValueError
                 self.kinds[name] = kind
-                self._places[name] = _Place(file, data_start + start)
+                self._places[name] = Place(file, data_start + start)
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -148,16 +157,30 @@ def write_tensors(
         pieces: Yields the bytes of a tensor.
         shard_bytes: Largest size of a file, unless a single tensor is larger.
     """
-    shards = _shards(kinds, shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else SINGLE_FILE
+    files = split(kinds, shard_bytes)
+    for file, names in files.items():
         _write_file(folder / file, {name: kinds[name] for name in names}, pieces)
-        weight_map |= dict.fromkeys(names, file)
-    if shards[1:]:
-        total = sum(kind.nbytes for kind in kinds.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_file(folder / INDEX_FILE, orjson.dumps(index, option=orjson.OPT_INDENT_2))
+    if len(files) > 1:
+        write_file(folder / INDEX_FILE, index(kinds, files))
+
+
+def index(kinds: Mapping[str, TensorKind], files: Mapping[str, Sequence[str]]) -> bytes:
+    """Return the index that says in which of several files each tensor lies."""
+    weight_map = {name: file for file, names in files.items() for name in names}
+    total = sum(kind.nbytes for kind in kinds.values())
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2)
+
+
+def split(kinds: Mapping[str, TensorKind], shard_bytes: int) -> dict[str, list[str]]:
+    """Return names of files, and of the tensors of each in the order in which they are to lie there."""
+    shards = _shards(kinds, shard_bytes)
+    if len(shards) == 1:
+        return {SINGLE_FILE: shards[0]}
+    return {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
+        for number, names in enumerate(shards, start=1)
+    }
 
 
 def _shards(kinds: Mapping[str, TensorKind], shard_bytes: int) -> list[list[str]]:
@@ -173,19 +196,24 @@ def _shards(kinds: Mapping[str, TensorKind], shard_bytes: int) -> list[list[str]
     return [sorted(names, key=lambda name: -ITEM_SIZES[kinds[name].dtype]) for names in shards]
 
 
-def _write_file(
-    path: Path, kinds: Mapping[str, TensorKind], pieces: Callable[[str], Iterator[memoryview]]
-) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def header(kinds: Mapping[str, TensorKind]) -> bytes:
+    """Return what a file of these tensors, in this order, begins with."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, kind in kinds.items():
         stop = start + kind.nbytes
-        header[name] = {"dtype": kind.dtype, "shape": kind.shape, "data_offsets": [start, stop]}
+        entries[name] = {"dtype": kind.dtype, "shape": kind.shape, "data_offsets": [start, stop]}
         start = stop
-    text = orjson.dumps(header)
+    text = orjson.dumps(entries)
     text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _write_file(
+    path: Path, kinds: Mapping[str, TensorKind], pieces: Callable[[str], Iterator[memoryview]]
+) -> None:
     with path.open("wb", buffering=0) as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        file.write(header(kinds))
         for name in kinds:
             _write_all(file, pieces(name))
         os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Conversion of models between formats: Hugging Face folders, NeMo checkpoints, TensorRT-LLM engines."""
