@@ -10,9 +10,9 @@ from nemo_skills.evaluation.verdicts import Verdict
 LABELS = Path(__file__).resolve().parents[1] / "data" / "gsm8k_labelled_endings.jsonl"
 AGREEMENT = 0.995
 
-# Expected answer, ending and label wherever the grader says otherwise. A label that comes from comparing texts
-# ("A: 70000.0" for 70000 labelled wrong, say) would be listed here, the grader left as it is. There is none among
-# those read: "A: 14000" for 14,000 is labelled right.
+# Expected answer, ending and label wherever the grader says otherwise. A label that comes from comparing
+# texts ("A: 70000.0" for 70000 labelled wrong, say) would be listed here, the grader left as it is. There is
+# none among those read: "A: 14000" for 14,000 is labelled right.
 DISAGREEMENTS: set[tuple[str, str, bool]] = set()
 
 
