@@ -30,12 +30,21 @@ class Checked(NamedTuple):
     problems: list[str]
 
 
+class Merged(NamedTuple):
+    """Values over which a file and overrides were laid, and what is wrong with them (one line each)."""
+
+    tree: dict[Any, Any]
+    origins: Mapping[KeyPath, Origin]
+    """Of what was laid over."""
+    problems: list[str]
+
+
 class Draft:
     """A tree of values being put together, and where each of them came from."""
 
-    def __init__(self, schema: type) -> None:
+    def __init__(self, schema: type, tree: Mapping[str, Any] | None = None) -> None:
         self._schema = schema
-        self._defaults = _schema.default_tree(schema)
+        self._defaults = _schema.default_tree(schema) if tree is None else dict(tree)
         self.tree: dict[Any, Any] = copy.deepcopy(self._defaults)
         self.origins: dict[KeyPath, Origin] = {}
         self.lines: list[str] = []
@@ -123,19 +132,55 @@ def check(
             as given.
     """
     draft = Draft(schema)
-    partial = False
+    partial = _lay_over(draft, line, find or find_file)
+    tree = _resolve(draft, ignore_unknown=partial)
+    builder = Builder(literal=draft.typed, partial=partial)
+    config = builder.build(schema, tree)
+    return Checked(config, _problems(schema, draft, builder))
+
+
+def overlay(schema: type, tree: Mapping[str, Any], line: CommandLine) -> Merged:
+    """Lay a config file and overrides over values that are there; the schema's own checks are left out.
+
+    Args:
+        schema: Tells names and types.
+        tree: The values, which `~key` brings back; a `${` in texts has to be escaped.
+        line: The command line.
+    """
+    draft = Draft(schema, tree)
+    _lay_over(draft, line, find_file)
+    resolved = _resolve(draft, ignore_unknown=False)
+    builder = Builder(literal=draft.typed, partial=True)
+    builder.build(schema, resolved)
+    return Merged(resolved, draft.origins, _problems(schema, draft, builder))
+
+
+def mismatches(schema: type, tree: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+    """Tell what of some content has no place in a tree, or is of a wrong type (one line each)."""
+    draft = Draft(schema, tree)
+    draft.file(content, {}, name="")
+    builder = Builder(literal=lambda _: True, partial=True)
+    builder.build(schema, draft.tree)
+    draft.origins.clear()
+    return _problems(schema, draft, builder)
+
+
+def _lay_over(draft: Draft, line: CommandLine, find: Callable[[CommandLine], Path | None]) -> bool:
+    """Apply a command line; tell whether it has a file that cannot be read from here."""
+    unread = False
     if line.config_path or line.config_name or line.config_dir:
-        file = (find or find_file)(line)
-        partial = file is None
+        file = find(line)
+        unread = file is None
         if file is not None:
             draft.file(*_read_file(file), name=str(file))
     for override in line.overrides:
         draft.override(override)
-    tree = _resolve(draft, ignore_unknown=partial)
-    builder = Builder(literal=draft.typed, partial=partial)
-    config = builder.build(schema, tree)
+    return unread
+
+
+def _problems(schema: type, draft: Draft, builder: Builder) -> list[str]:
     described = [text for problem in builder.problems for text in _describe(schema, draft, problem)]
-    return Checked(config, list(dict.fromkeys(draft.lines + described)))
+    return list(dict.fromkeys(draft.lines + described))
 
 
 def find_file(line: CommandLine) -> Path:

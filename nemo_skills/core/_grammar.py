@@ -228,7 +228,7 @@ def read_value(text: str, annotation: Any) -> Any:
         value = parse(text)
     except NotGrammarError:
         data = None if only_text else _json(text)
-        return _guard(text) if data is None else _escape_all(data)
+        return _guard(text) if data is None else escape_all(data)
     if type(value) is str or (only_text and value is not None and not _is_quoted(value)):
         return _guard(text)
     return _unquote(value)
@@ -290,11 +290,12 @@ def _is_quoted(value: Any) -> bool:
     return isinstance(value, QuotedString)
 
 
-def _escape_all(value: Any) -> Any:
+def escape_all(value: Any) -> Any:
+    """Write `${` in all texts of a value so that OmegaConf takes it for text."""
     if isinstance(value, list):
-        return [_escape_all(item) for item in value]
+        return [escape_all(item) for item in value]
     if isinstance(value, dict):
-        return {key: _escape_all(item) for key, item in value.items()}
+        return {key: escape_all(item) for key, item in value.items()}
     return escape_interpolation(value) if isinstance(value, str) else value
 
 

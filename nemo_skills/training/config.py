@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.core.hydra import MISSING, opt
+from nemo_skills.training.architecture import Architecture
 from nemo_skills.training.batch_sizes import check_batch, fitting_batch
 
 _OPTIMISERS = ("adamw", "fused_adam", "distributed_fused_adam")
@@ -94,7 +95,7 @@ class LoraConfig:
     """Low-rank adapters."""
 
     adapter_dim: int = opt(32, "rank")
-    alpha: int | None = opt(None, "scale is alpha / adapter_dim; null takes adapter_dim")
+    alpha: int | None = opt(None, "scale is alpha / rank; null takes the rank")
     adapter_dropout: float = opt(0.0, "dropout before the adapters")
     target_modules: list[str] | None = opt(None, "names of linear layers; null is every one but the head")
 
@@ -112,6 +113,12 @@ class ModelConfig:
     """The model, how it is spread over processes, and its data."""
 
     restore_from_path: str = opt(MISSING, "Hugging Face folder (or name) of the model to start from")
+    from_scratch: bool = opt(
+        False, "make new weights, drawn from the seed; restore_from_path gives tokenizer and config only"
+    )
+    architecture: Architecture | None = opt(
+        None, "shape that from_scratch builds; null takes config.json. Else it only tells memory beforehand"
+    )
     tensor_model_parallel_size: int = opt(1, "processes that share every matrix")
     context_parallel_size: int = opt(1, "processes that share every sequence")
     pipeline_model_parallel_size: int = opt(1, "only 1: layers are spread by FSDP instead")
@@ -152,7 +159,7 @@ class ScheduleConfig:
     """How long to train, and what happens on the way."""
 
     max_epochs: int = opt(2, "passes over the data")
-    max_steps: int = opt(-1, "stop after so many steps; -1: max_epochs decides alone")
+    max_steps: int = opt(-1, "stop after so many steps; -1: after all passes over the data")
     val_check_interval: int = opt(1000, "steps between two validations; there is one at the end too")
     save_interval: int = opt(1000, "steps between two checkpoints; there is one at the end too")
     limit_val_batches: int | float = opt(1.0, "validate on so many global batches, or on that share of them")
@@ -215,7 +222,7 @@ class WandbConfig:
     """Names in Weights & Biases."""
 
     project: str = opt("nemo-skills", "project")
-    name: str | None = opt(None, "name of the run; null takes exp_manager.name")
+    name: str | None = opt(None, "name of the run; null takes that of the experiment")
     group: str | None = opt(None, "group of runs")
 
 

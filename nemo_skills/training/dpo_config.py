@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_skills.core.errors import UserError
+from nemo_skills.core.errors import UserError, require
 from nemo_skills.core.hydra import opt
 from nemo_skills.training.config import ModelConfig, ScheduleConfig, TrainerConfig, TrainingConfig
 
@@ -62,6 +62,7 @@ class DpoConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Pairs lie in rows."""
         super().__post_init__()
+        require(not self.model.from_scratch, "model.from_scratch: DPO starts from a trained model")
         data = self.model.data
         for name, dataset in (("train_ds", data.train_ds), ("validation_ds", data.validation_ds)):
             packed = next((file for file in dataset.files if file.endswith(".npy")), None)

@@ -1,0 +1,71 @@
+"""Recipes by name."""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.training.recipes.config import ConfigContainer
+
+VARIANTS = ("sft", "pretrain", "dpo", "lora")
+"""A name without one of these means the first."""
+_PACKAGE = "nemo_skills.training.recipes"
+_FAMILIES: tuple[str, ...] = ()
+_ALONE = ("tiny",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A recipe in the registry."""
+
+    name: str
+    module: str
+    variant: str
+    size: str | None
+
+    @property
+    def function(self) -> Callable[[], ConfigContainer]:
+        """What makes the container."""
+        function = getattr(importlib.import_module(f"{_PACKAGE}.{self.module}"), f"{self.variant}_config")
+        made: Callable[[], ConfigContainer] = (
+            functools.partial(function, self.size) if self.size else function
+        )
+        return made
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """Return all recipes by name."""
+    return {entry.name: entry for entry in _entries()}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all recipes."""
+    return tuple(entries())
+
+
+def get_recipe(name: str) -> Callable[[], ConfigContainer]:
+    """Return the function that makes the container of a recipe.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    found = entries().get(name)
+    if found is None:
+        raise UserError(f"there is no recipe '{name}'.{did_you_mean(name, entries())} See ns recipe list.")
+    return found.function
+
+
+def _entries() -> Iterator[Entry]:
+    for module in (*_ALONE, *_FAMILIES):
+        sizes = [None] if module in _ALONE else list(importlib.import_module(f"{_PACKAGE}.{module}").SIZES)
+        for size in sizes:
+            for variant in VARIANTS:
+                parts = (
+                    module,
+                    size.replace(".", "_") if size else None,
+                    variant if variant != "sft" else None,
+                )
+                name = "_".join(part for part in parts if part)
+                yield Entry(name=name, module=module, variant=variant, size=size)
