@@ -8,7 +8,6 @@ readers and type checkers; `check_types` compares it with the declared one, so t
 import copy
 import dataclasses
 import sys
-import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
