@@ -125,8 +125,8 @@ def _library() -> Any:
         library = importlib.import_module("tensorrt_llm")
     except ImportError as error:
         raise UserError(
-            f"{error.name} is missing here. TensorRT-LLM is in NVIDIA's container of that name, the role trtllm"
-            " of a cluster config, or: pip install tensorrt-llm. --server_type=vllm serves the Hugging Face"
+            f"{error.name} is missing here. TensorRT-LLM is in the container of role trtllm;"
+            " elsewhere: pip install tensorrt-llm. --server_type=vllm serves the Hugging Face"
             " folder without it."
         ) from None
     try:

@@ -68,7 +68,7 @@ def answering_job(
     name: str, commands: Sequence[Argv], *, server: ServerOptions, hooks: HookOptions, cluster: ClusterConfig
 ) -> Job:
     """Return a job whose commands ask its server, or one that runs elsewhere, one after the other."""
-    servers = server_components(server, one_machine=cluster.executor != "slurm")
+    servers = server_components(server, cluster)
     sandboxes = (sandbox_component(),) if server.with_sandbox or _run_code(commands) else ()
     main = Component(
         name="main",

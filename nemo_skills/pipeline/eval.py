@@ -35,6 +35,7 @@ from nemo_skills.pipeline.options import (
 )
 from nemo_skills.pipeline.result_files import read_results
 from nemo_skills.pipeline.result_table import show_table
+from nemo_skills.pipeline.servers.component import engine_type
 from nemo_skills.pipeline.wrapper import Context, wrap_arguments, wrapper
 
 LOG = get_logger(__name__)
@@ -84,7 +85,9 @@ def eval(  # noqa: A001 (the command is called so)
 def _run(request: Request) -> Record | None:
     job = request.job
     plan_eval(request, Progress())  # mistakes in options come before anything is looked at
-    if request.server.server_type == "hf" and any(target.samples for target in request.targets):
+    if engine_type(request.server, request.cluster) == "hf" and any(
+        target.samples for target in request.targets
+    ):
         LOG.warning("hf servers sample only if the model's generation_config.json says do_sample: true")
     approach(request.cluster)
     if not job.no_validate:

@@ -19,6 +19,7 @@ from nemo_skills.pipeline.eval_request import (
 )
 from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan, chain
 from nemo_skills.pipeline.options import HookOptions
+from nemo_skills.pipeline.servers.component import engine_type
 from nemo_skills.pipeline.servers.sandbox import sandbox_component
 
 SCORE_SUFFIX = "-score"
@@ -74,7 +75,8 @@ def _by_sampling(request: Request, parts: Sequence[Part]) -> list[tuple[str, lis
     greedy = [part for part in parts if part.seed is None]
     sampled = [part for part in parts if part.seed is not None]
     # this server takes the temperature of its first request for all others
-    if request.server.server_type == "hf" and greedy and sampled and not request.server.server_address:
+    by_hf = engine_type(request.server, request.cluster) == "hf" and not request.server.server_address
+    if by_hf and greedy and sampled:
         return [(f"{request.name}-greedy", greedy), (f"{request.name}-sampled", sampled)]
     return [(request.name, list(parts))]
 

@@ -99,7 +99,7 @@ def answering_args(request: Request, part: Part) -> tuple[str, ...]:
     """Return the arguments of the generation main; the user's come last and win."""
     defaults = part.target.benchmark.defaults
     values: dict[str, object] = {"input_file": part.target.input_file, "output_file": part.answers}
-    values |= {**client_values(request.server), **seed_values(part.seed)}
+    values |= {**client_values(request.server, request.cluster), **seed_values(part.seed)}
     if not any(argument_key(arg) in ("prompt_format", "prompt_config") for arg in request.args):
         values["prompt_config"] = defaults.prompt_config
     return (*encoded(values), *main_args.normalise(defaults.generation_args), *request.args)
@@ -109,7 +109,7 @@ def judging_args(request: Request, part: Part) -> tuple[str, ...]:
     """Return the arguments with which the generation main asks the judge."""
     assert request.judge is not None
     values: dict[str, object] = {"input_file": part.answers, "output_file": part.path}
-    values |= client_values(request.judge.server)
+    values |= client_values(request.judge.server, request.cluster)
     # the statistics of the row are those of its answer
     values |= {"prompt_config": JUDGE_PROMPT, "generation_key": "judgement", "add_generation_stats": False}
     return (*encoded(values), *request.judge.args)

@@ -242,7 +242,7 @@ def _main_values(request: Request, part: Part) -> list[str]:
     if request.own.offline:
         values |= offline.offline_values(request.server, request.cluster)
     else:
-        values |= client_values(request.server)
+        values |= client_values(request.server, request.cluster)
     return encoded(values | seed_values(part.seed))
 
 

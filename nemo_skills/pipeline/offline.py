@@ -1,17 +1,16 @@
 """`ns generate --offline`: the main loads the model itself, one process per GPU, and no server is started."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.launch.plan import Argv, Component, shell
 from nemo_skills.pipeline.options import HookOptions, ServerOptions
+from nemo_skills.pipeline.servers.place import Place, engine_place
 
 MAIN = "nemo_skills.inference.generate_offline"
 SCHEMA = "nemo_skills.inference.generate_offline:OfflineConfig"
 _ENGINES = ("hf", "vllm", "trtllm")
-_ROLE = "nemo-skills"
 
 
 def offline_component(
@@ -55,8 +54,7 @@ def offline_values(server: ServerOptions, cluster: ClusterConfig) -> Mapping[str
         values["devices"] = _processes(server)
     if server.server_nodes > 1:
         values["nodes"] = server.server_nodes
-    _, python = _place(server, cluster)
-    if python:
+    if python := _place(server, cluster).engine_python:
         values["engine_python"] = python
     return values
 
@@ -97,17 +95,6 @@ def _problems(server: ServerOptions, *, on_slurm: bool) -> list[tuple[bool, str]
     ]
 
 
-def _place(server: ServerOptions, cluster: ClusterConfig) -> tuple[str, str | None]:
-    """Return the role that the main runs in, and the interpreter of its engine if that is another one.
-
-    An image holds engine and main together; a virtual environment of the engine needs only the engine.
-    """
-    engine = server.server_type
-    if engine not in _ENGINES or engine == "hf":
-        return _ROLE, None
-    container = cluster.container(engine)
-    if container.kind == "venv":
-        folder = Path(container.ref)
-        folder = folder.expanduser().absolute() if cluster.executor == "none" else folder
-        return _ROLE, str(folder / "bin" / "python")
-    return (_ROLE if container.kind == "python" else engine), None
+def _place(server: ServerOptions, cluster: ClusterConfig) -> Place:
+    # an unknown engine is refused where the plan is made
+    return engine_place(server.server_type if server.server_type in _ENGINES else "hf", cluster)

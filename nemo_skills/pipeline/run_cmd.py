@@ -99,7 +99,7 @@ def plan_command(request: Request) -> Plan:
     if own.num_nodes * own.num_tasks > 1 and (hooks.preprocess_cmd or hooks.postprocess_cmd):
         raise UserError("--preprocess_cmd and --postprocess_cmd would run in each process: use --run_after")
     own_server = server != ServerOptions(with_sandbox=server.with_sandbox)
-    hosted = server_components(server, one_machine=not on_slurm) if own_server else ()
+    hosted = server_components(server, cluster) if own_server else ()
     sandboxes = (sandbox_component(),) if server.with_sandbox else ()
     argv: Argv = (PYTHON, _WAIT, "--", *request.argv) if hosted else request.argv
     main = Component(

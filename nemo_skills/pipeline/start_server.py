@@ -53,7 +53,7 @@ def start_server(
     if log_dir is None:
         config, log_dir = default_log_dir(config, job.expname or NAME)
     on_slurm = config.executor == "slurm"
-    components = server_components(server, one_machine=not on_slurm)
+    components = server_components(server, config)
     if not components:
         raise UserError("--server_address names a server that runs already; there is none to start")
     name = job.expname or NAME

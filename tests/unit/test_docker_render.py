@@ -41,7 +41,7 @@ SANDBOX = Component(name="sandbox", commands=((PYTHON, "-m", "sandbox"),), role=
 
 def _server(kind: str, gpus: int) -> Component:
     options = ServerOptions(server_type=kind, model="/hf_models/m", server_gpus=gpus)
-    [component] = server_components(options, one_machine=True)
+    [component] = server_components(options, CLUSTER)
     return component
 
 

@@ -59,7 +59,7 @@ BARE_LAYOUT = Layout(exp_dir="/shared/it's here/jobs/exp/exp_1", code_dir="/shar
 def servers(kind: str, **options: object) -> tuple[Component, ...]:
     return server_components(
         ServerOptions(server_type=kind, model="/hf_models/m", **options),  # type: ignore[arg-type]
-        one_machine=False,
+        PYXIS,
     )
 
 
@@ -186,7 +186,7 @@ def test_submission() -> None:
 
 def test_this_machine() -> None:
     cluster = ClusterConfig(containers={"nemo-skills": Container.parse("venv:/envs/nemo skills")})
-    stub, *_ = server_components(ServerOptions(server_type="stub", model="m"), one_machine=True)
+    stub, *_ = server_components(ServerOptions(server_type="stub", model="m"), cluster)
     main = dataclasses.replace(MAIN, before=(("bash", "-c", "echo 'first'"),), env=(("OWN", "1"),))
     planned = plan(one(stub, main), cluster=cluster)
     scripts = "".join(f"==== {file.name}\n{file.text}" for job in local.render(planned) for file in job.files)

@@ -11,13 +11,14 @@ from nemo_skills.pipeline.launch.slurm_script import render_job
 from nemo_skills.pipeline.options import ServerOptions
 from nemo_skills.pipeline.servers.component import server_components
 
+SLURM = ClusterConfig(executor="slurm", job_dir="/jobs")
 MAIN = Component(name="main", commands=(("true",),), role="nemo-skills")
 SANDBOX = Component(name="sandbox", commands=(("true",),), role="nemo-skills")
 
 
 def job(*more: Component, gpus: int = 2, replicas: int = 3) -> Job:
     options = ServerOptions(server_type="vllm", model="m", server_gpus=gpus, server_replicas=replicas)
-    return Job(name="j", components=(*server_components(options, one_machine=False), *more, MAIN))
+    return Job(name="j", components=(*server_components(options, SLURM), *more, MAIN))
 
 
 def names(made: Job) -> list[list[str]]:

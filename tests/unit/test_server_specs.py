@@ -1,5 +1,6 @@
 """Server types: their commands, what users' flags replace, what is refused."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -15,11 +16,18 @@ import pytest
 from nemo_skills.core.errors import UserError
 from nemo_skills.inference.server import launch
 from nemo_skills.inference.server.announce import Meeting
+from nemo_skills.pipeline.cluster.config import ClusterConfig, Container
 from nemo_skills.pipeline.options import ServerOptions
 from nemo_skills.pipeline.servers.base import ServerRequest, get_server, launcher_args, server_names
-from nemo_skills.pipeline.servers.component import server_components, server_request
+from nemo_skills.pipeline.servers.component import (
+    client_values,
+    server_components,
+    server_request,
+    server_spec,
+)
 from tests.golden_files import assert_golden
 
+HERE, SLURM = ClusterConfig(), ClusterConfig(executor="slurm", container_runtime="none", job_dir="/jobs")
 MODEL = "/models/we ird'\"$dir"
 
 
@@ -33,11 +41,11 @@ def listing(words: Sequence[str]) -> str:
     return " ".join(f"\\\n  {shlex.quote(w)}" if w.startswith("-") else shlex.quote(w) for w in words)
 
 
-def described(options: ServerOptions, *, one_machine: bool) -> str:
+def described(options: ServerOptions, cluster: ClusterConfig) -> str:
     """Return all that a job is told of its servers."""
     text = []
-    for component in server_components(options, one_machine=one_machine):
-        name, request = str(options.server_type), server_request(options)
+    for component in server_components(options, cluster):
+        spec, request = server_spec(options, cluster), server_request(options)
         [[_python, _launcher, *words]] = component.commands
         text.append(
             f"# {component.name}: {component.role}, nodes {component.nodes},"
@@ -46,10 +54,10 @@ def described(options: ServerOptions, *, one_machine: bool) -> str:
         arguments = list(map(str, words))
         if "--worker" in arguments:
             place = arguments.index("--worker") + 1
-            assert json.loads(arguments[place]) == list(get_server(name).worker_argv(request))
+            assert json.loads(arguments[place]) == list(spec.worker_argv(request))
             arguments[place] = "[THE COMMAND BELOW]"
         text.append("launch.py " + listing(arguments))
-        if worker := get_server(name).worker_argv(request):
+        if worker := spec.worker_argv(request):
             text.append("# its processes after the first\n" + listing(worker))
     return "\n".join(text) + "\n"
 
@@ -69,18 +77,39 @@ GOLDENS: dict[str, dict[str, Any]] = {
     "sglang_2_nodes_cpu": {"server_type": "sglang", "server_nodes": 2},
     "trtllm_2_gpus": {"server_type": "trtllm", "server_gpus": 2},
     "trtllm_2_nodes": {"server_type": "trtllm", "server_gpus": 8, "server_nodes": 2, "model": PLAIN},
+    "nemo": {"server_type": "nemo", "server_args": "--hf-model-name /hf/m --max-model-len 512"},
+    "nemo_venv": {"server_type": "nemo"},
+    "nemo_image_8_gpus": {"server_type": "nemo", "server_gpus": 8},
+    "nemo_venv_2_nodes": {"server_type": "nemo", "server_gpus": 8, "server_nodes": 2},
     "hf_cpu": {"server_type": "hf"},
     "hf_1_gpu": {"server_type": "hf", "server_gpus": 1},
     "stub": {"server_type": "stub"},
     "stub_2_nodes": {"server_type": "stub", "server_nodes": 2},
     "stub_2_replicas": {"server_type": "stub", "server_replicas": 2},
 }
+VLLM_VENV = {"vllm": Container.parse("venv:/envs/vllm")}
+CLUSTERS = {
+    "nemo_venv": dataclasses.replace(HERE, containers=VLLM_VENV),
+    "nemo_image_8_gpus": ClusterConfig(executor="local", containers={"vllm": Container.parse("vllm:v1")}),
+    "nemo_venv_2_nodes": dataclasses.replace(SLURM, containers=VLLM_VENV),
+}
 
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_commands(name: str) -> None:
     options = ServerOptions(**{"model": MODEL, **GOLDENS[name]})
-    assert_golden(f"servers/{name}.txt", described(options, one_machine=options.server_nodes == 1))
+    cluster = CLUSTERS.get(name, HERE if options.server_nodes == 1 else SLURM)
+    assert_golden(f"servers/{name}.txt", described(options, cluster))
+
+
+def test_clients_ask_nemo_servers_as_what_serves_the_copy() -> None:
+    hosted = ServerOptions(server_type="nemo", model=MODEL)
+    elsewhere = dataclasses.replace(hosted, server_address="http://h:1/v1")
+    for options, cluster, known_as in (
+        (hosted, CLUSTERS["nemo_venv"], "vllm"), (hosted, SLURM, "hf"), (elsewhere, SLURM, "nemo"),
+    ):  # fmt: skip
+        values = client_values(options, cluster)
+        assert (values["server.server_type"], values["server.model"]) == (known_as, MODEL)
 
 
 def test_every_hosted_type_has_golden_files() -> None:
@@ -115,7 +144,7 @@ def test_where_processes_meet_is_not_the_users_to_say(name: str, args: tuple[str
 def test_several_nodes_need_slurm() -> None:
     options = ServerOptions(server_type="vllm", model="m", server_gpus=8, server_nodes=2)
     with pytest.raises(UserError, match="needs a Slurm cluster"):
-        server_components(options, one_machine=True)
+        server_components(options, HERE)
 
 
 @pytest.mark.parametrize("given", ["--tensor-parallel-size=4", "--tensor_parallel_size=4", "-tp=4"])
@@ -170,7 +199,7 @@ def test_running_servers_need_no_more_than_an_address() -> None:
 
 
 def test_unknown_type() -> None:
-    with pytest.raises(UserError, match=r"'vlm'\. Did you mean 'vllm'\? Known: hf, openai, "):
+    with pytest.raises(UserError, match=r"'vlm'\. Did you mean 'vllm'\? Known: hf, nemo, openai, "):
         get_server("vlm")
 
 
@@ -196,7 +225,7 @@ def test_launcher_arguments() -> None:
 @pytest.mark.parametrize("name", ["vllm_2_nodes", "vllm_2_nodes_ray", "sglang_2_nodes", "trtllm_2_nodes"])
 def test_the_launcher_fills_in_all_places(name: str) -> None:
     options = ServerOptions(**{"model": MODEL, **GOLDENS[name]})
-    [component] = server_components(options, one_machine=False)
+    [component] = server_components(options, SLURM)
     [[_python, _launcher, *words]] = component.commands
     parsed = launch.parse(list(map(str, words)))
     assert parsed.tasks == component.nodes * component.tasks_per_node

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.pipeline.cluster.config import ClusterConfig
 
-_NAMES = ("hf", "openai", "sglang", "stub", "trtllm", "vllm")
+_NAMES = ("hf", "nemo", "openai", "sglang", "stub", "trtllm", "vllm")
 LOOPBACK = "127.0.0.1"
 MEETING = "comes from --server_nodes; the processes find one another by themselves"
 _PORT = "the port is chosen on the node where the server runs"
@@ -87,6 +88,10 @@ class ServerSpec:
     """Variables for the server, for those that the job does not set."""
     multi_node: Callable[[ServerRequest], MultiNode] | None = None
     """How it runs on several nodes; None: it runs on one."""
+    client_type: str = ""
+    """What clients take a server for that a job starts; empty: its name."""
+    on_cluster: "Callable[[ClusterConfig], ServerSpec] | None" = None
+    """The type as a cluster has it, where that makes a difference."""
 
     def argv(self, request: ServerRequest) -> tuple[str, ...]:
         """Return the server's command, on several nodes that of the first one, which answers requests.

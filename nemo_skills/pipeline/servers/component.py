@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.launch.plan import PYTHON, CodePath, Component
 from nemo_skills.pipeline.options import ServerOptions
 from nemo_skills.pipeline.servers.base import (
@@ -18,15 +19,14 @@ from nemo_skills.pipeline.servers.base import (
 _LAUNCHER = CodePath("nemo_skills/inference/server/launch.py")
 
 
-def server_components(options: ServerOptions, *, one_machine: bool) -> tuple[Component, ...]:
+def server_components(options: ServerOptions, cluster: ClusterConfig) -> tuple[Component, ...]:
     """Return the server that the job has to start, or its replicas; none when it already runs elsewhere.
-
-    With `one_machine` the whole job is known to run on one.
 
     Raises:
         UserError: the options do not go together, or the server type needs one that is missing.
     """
-    spec = _spec(options)
+    spec = server_spec(options, cluster)
+    one_machine = cluster.executor != "slurm"
     request = server_request(options)
     spec.check(request)
     if request.address:
@@ -51,9 +51,9 @@ def server_components(options: ServerOptions, *, one_machine: bool) -> tuple[Com
     )
 
 
-def client_values(options: ServerOptions) -> Mapping[str, object]:
+def client_values(options: ServerOptions, cluster: ClusterConfig) -> Mapping[str, object]:
     """Return the main's `server.*` arguments; without an address it waits for the job's own server."""
-    values: dict[str, object] = {"server.server_type": _spec(options).name}
+    values: dict[str, object] = {"server.server_type": engine_type(options, cluster)}
     if options.model:
         values["server.model"] = options.model
     if options.server_address:
@@ -61,10 +61,22 @@ def client_values(options: ServerOptions) -> Mapping[str, object]:
     return values
 
 
-def _spec(options: ServerOptions) -> ServerSpec:
+def engine_type(options: ServerOptions, cluster: ClusterConfig) -> str:
+    """Return what answers requests: the server type, or what a job starts for it."""
+    spec = server_spec(options, cluster)
+    return spec.name if options.server_address else spec.client_type or spec.name
+
+
+def server_spec(options: ServerOptions, cluster: ClusterConfig) -> ServerSpec:
+    """Return the server type that the options name, as the cluster has it.
+
+    Raises:
+        UserError: they name none, or one that is unknown.
+    """
     if not options.server_type:
         raise UserError(f"--server_type is missing; one of {', '.join(server_names())}")
-    return get_server(options.server_type)
+    spec = get_server(options.server_type)
+    return spec.on_cluster(cluster) if spec.on_cluster and not options.server_address else spec
 
 
 def server_request(options: ServerOptions) -> ServerRequest:

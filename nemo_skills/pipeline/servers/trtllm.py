@@ -1,8 +1,9 @@
-"""TensorRT-LLM's `trtllm-serve`, from a Hugging Face checkpoint or a built engine."""
+"""TensorRT-LLM's `trtllm-serve`, from a Hugging Face folder or from an engine; the job sees which."""
 
 from nemo_skills.pipeline.servers.base import Flag, MultiNode, ServerRequest, ServerSpec
 
 _SERVE = "trtllm-serve"
+_WITH_ENGINE = ("python", "-m", "nemo_skills.inference.server.serve_trtllm")
 _SPLITTING = frozenset(" \t\n*?[")
 
 
@@ -27,7 +28,7 @@ def _problems(request: ServerRequest) -> tuple[str, ...]:
 def _multi_node(request: ServerRequest) -> MultiNode:
     """One MPI process per GPU; the first one's `trtllm-serve` hands its work to all of them."""
     return MultiNode(
-        program=("trtllm-llmapi-launch", _SERVE, request.model or ""),
+        program=(*_WITH_ENGINE, "trtllm-llmapi-launch", _SERVE, request.model or ""),
         tasks_per_node=request.gpus,
         mpi="pmix",
     )
@@ -36,7 +37,7 @@ def _multi_node(request: ServerRequest) -> MultiNode:
 SPEC = ServerSpec(
     name="trtllm",
     role="trtllm",
-    program=(_SERVE,),
+    program=(*_WITH_ENGINE, _SERVE),
     positional_model=True,
     flags=_flags,
     problems=_problems,
