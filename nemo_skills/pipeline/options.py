@@ -202,6 +202,9 @@ class TrainOptions:
     output_dir: str = option(REQUIRED, "Folder for checkpoints and results.")
     hf_model: str | None = option(None, "Hugging Face folder (or hub name) of the model to start from.")
     nemo_model: str | None = option(None, "NeMo checkpoint of the model to start from.")
+    recipe: str | None = option(
+        None, "Name of a recipe to start from (see ns recipe list), whose keys the arguments then have."
+    )
     training_algo: str = option("sft", "Fine-tuning on responses, or on preferences.", choices=("sft", "dpo"))
     training_data: tuple[str, ...] = option(
         (), "Files to train on, .jsonl or packed .npy, separated by commas.", separator=","

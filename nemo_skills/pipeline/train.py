@@ -18,6 +18,7 @@ from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
 from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import ClusterOptions, JobOptions, NodeOptions, TrainOptions, WandbOptions
+from nemo_skills.pipeline.train_recipe import resolve_recipe
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 LOG = get_logger(__name__)
@@ -51,6 +52,8 @@ class Request:
     wandb: Mapping[str, object]
     """The main's arguments about Weights & Biases."""
     args: tuple[str, ...]
+    recipe: tuple[str, ...] = ()
+    """Arguments of the main that a recipe makes; all others win over them."""
 
     @property
     def name(self) -> str:
@@ -88,18 +91,21 @@ def train(
 
     The jobs of a chain (--num_training_jobs) continue one another; those that find nothing left to do end at
     once. Calling it again goes on from the last checkpoint. With --training_algo=dpo the main is
-    nemo_skills.training.start_dpo.
+    nemo_skills.training.start_dpo. With --recipe arguments have the keys of recipes: ns recipe show NAME.
     """
+    resolved = resolve_recipe(own, nodes, main_args.normalise(ctx.args))
+    own = resolved.own
     paths = [own.output_dir, *own.training_data, *own.validation_data]
     paths += filter(None, (own.hf_model, own.nemo_model, own.final_hf_path, cluster.log_dir))
     request = Request(
         cluster=resolve_cluster(cluster, paths),
         log_dir=cluster.log_dir or str(PurePosixPath(own.output_dir) / "training-logs"),
         job=job,
-        nodes=nodes,
+        nodes=resolved.nodes,
         own=own,
         wandb=wandb_values(wandb, job.expname, key=bool(os.environ.get("WANDB_API_KEY"))),
-        args=main_args.normalise(ctx.args),
+        args=resolved.args,
+        recipe=resolved.recipe,
     )
     plan = plan_train(request)
     approach(request.cluster)
@@ -151,6 +157,8 @@ def main_arguments(request: Request, more: Mapping[str, object] | None = None) -
     """Return the arguments of the main: the wrapper's own, then the user's, which win."""
     own = request.own
     values: dict[str, object] = {"model.restore_from_path": own.hf_model}
+    if own.recipe and not own.hf_model:
+        values = {}
     for key, files in (("train_ds", own.training_data), ("validation_ds", own.validation_data)):
         if files[1:]:
             values[f"model.data.{key}.file_names"] = list(files)
@@ -165,7 +173,7 @@ def main_arguments(request: Request, more: Mapping[str, object] | None = None) -
         **(more or {}),
     }
     file = [f"--{flag}={text}" for flag, text in _config_flags(own).items() if text]
-    return (*file, *encoded(values), *request.args)
+    return (*file, *request.recipe, *encoded(values), *request.args)
 
 
 def wandb_values(options: WandbOptions, expname: str | None, *, key: bool) -> dict[str, object]:
@@ -241,7 +249,10 @@ def _check(request: Request) -> None:
         )
     checks = (
         (own.backend != "torch", f"--backend={own.backend} is not available yet; --backend=torch is"),
-        (trains and not own.hf_model, "--hf_model is missing: the folder of the model to start from"),
+        (
+            trains and not (own.hf_model or own.recipe),
+            "--hf_model is missing: the folder of the model to start from",
+        ),
         (trains and not _has_data(request), "--training_data is missing: the files to train on"),
         (
             bool(own.final_nemo_path),
@@ -280,5 +291,7 @@ def _check(request: Request) -> None:
 def _has_data(request: Request) -> bool:
     """Whether files to train on are given; a file of arguments may name them too."""
     if request.own.training_data or request.own.config_name:
+        return True
+    if any("train_ds.file_" in arg for arg in request.recipe):
         return True
     return any("model.data" in arg or arg.startswith("--config") for arg in request.args)
