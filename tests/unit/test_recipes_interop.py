@@ -77,7 +77,7 @@ def nested(leaves: st.SearchStrategy[Any], *, everything: bool) -> st.SearchStra
     def around(inside: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         found = (
             st.lists(inside, max_size=3)
-            | st.dictionaries(KEYS, inside, max_size=3)
+            | st.dictionaries(KEYS if everything else st.text(), inside, max_size=3)
             | configs(inside, everything=everything)
         )
         shared = st.builds(lambda value: [value, {"again": value}], inside)
@@ -131,21 +131,15 @@ def test_hydra_builds_the_same(config: Any) -> None:
 PLAIN = nested(NUMBERS | st.text() | st.none() | st.binary(), everything=False)
 
 
-def of_texts(value: Any) -> Any:
-    """Return dicts with texts as keys: configurations with others cannot be compared."""
-    if isinstance(value, dict):
-        return {str(key): of_texts(item) for key, item in value.items()}
-    return [of_texts(item) for item in value] if isinstance(value, list) else value
-
-
-@given(configs(PLAIN.map(of_texts), everything=False))
+@given(configs(PLAIN, everything=False))
 @settings(max_examples=EXAMPLES, deadline=None, phases=PHASES)
 def test_nemo_run_writes_the_same(config: Any) -> None:
     theirs = YamlSerializer().serialize(config)
     assert exact_tree(yaml.safe_load(to_yaml(config))) == exact_tree(yaml.safe_load(theirs))
     back = from_yaml(theirs)
     assert back == config
-    assert exact(back) == exact(ZlibJSONSerializer().deserialize(ZlibJSONSerializer().serialize(config)))
+    theirs = ZlibJSONSerializer()
+    assert to_yaml(theirs.deserialize(theirs.serialize(config))) == to_yaml(config)
 
 
 def exact_tree(tree: Any) -> Any:
