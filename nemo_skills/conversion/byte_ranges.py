@@ -71,6 +71,12 @@ class FilePlan:
         return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in self.parts)
 
 
+def copy_of(name: str, path: Path) -> FilePlan:
+    """Return the plan of a file that is the same as another."""
+    column = Column(str(path), 0, path.stat().st_size)
+    return FilePlan(name, (TensorData(name, (Rows((column,), 1),), "U8", "U8"),))
+
+
 class Source:
     """Reads ranges of files; keeps the files open, and one buffer."""
 
@@ -156,7 +162,7 @@ def _torch_dtype(dtype: str) -> "torch.dtype":
 
 def write_plan(plan: FilePlan, path: Path, start: int = 0) -> None:
     """Write a planned file, durably; with `start`, into a larger file that exists already."""
-    flags = os.O_WRONLY | os.O_CLOEXEC | (0 if start else os.O_CREAT)
+    flags = os.O_WRONLY | os.O_CLOEXEC | (0 if start else os.O_CREAT | os.O_TRUNC)
     descriptor = os.open(path, flags, 0o666)
     try:
         with Source() as source:

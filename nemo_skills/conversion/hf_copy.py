@@ -32,6 +32,10 @@ def hf_copy(checkpoint: Path, hf_model_name: str | None = None) -> Path:
     Processes that want the same copy at the same time wait for the one that makes it. A copy gets its name
     when it is complete.
 
+    Args:
+        checkpoint: NeMo folder or .nemo file.
+        hf_model_name: Folder or hub name of config and tokenizer, if the checkpoint has none.
+
     Raises:
         UserError: there is no such checkpoint, it cannot be converted, or there is no room for the copy.
     """
@@ -48,7 +52,7 @@ def hf_copy(checkpoint: Path, hf_model_name: str | None = None) -> Path:
     copy = places[-1] / name
     with _locked(copy.with_name(f"{name}.lock")):
         if not copy.is_dir():
-            LOG.info("converting %s for serving, once: %s", checkpoint, copy)
+            LOG.info("converting %s once, to %s", checkpoint, copy)
             start = time.monotonic()
             nemo_to_hf.convert(
                 ConvertConfig(
@@ -81,14 +85,14 @@ def _places(checkpoint: Path) -> Iterator[Path]:
     yield beside
     if _can_write(beside):
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    for place in (cache / "nemo-skills" / "hf-copies", _own_temporary_folder()):
+    for place in _user_folders():
         yield place
         if _can_write(place):
             LOG.info("%s cannot be written: the copy goes to %s", beside.parent, place)
             return
     raise UserError(
-        f"nowhere to put a copy of {checkpoint} in Hugging Face format: {place} cannot be written"
+        f"nowhere to put a copy of {checkpoint} in Hugging Face format: {place} cannot be written",
+        exit_code=1,
     )
 
 
@@ -98,6 +102,11 @@ def _can_write(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder):
             return True
     return False
+
+
+def _user_folders() -> Iterator[Path]:
+    yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nemo-skills" / "hf-copies"
+    yield _own_temporary_folder()
 
 
 def _own_temporary_folder() -> Path:

@@ -1,0 +1,142 @@
+"""A NeMo checkpoint as a source of conversion: its tensors, config and tokenizer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from nemo_skills.conversion.byte_ranges import Column, FilePlan, Rows, TensorData
+from nemo_skills.conversion.families import Family, all_families, find_families, find_family
+from nemo_skills.conversion.hf_source import CONFIG, is_tokenizer_file
+from nemo_skills.conversion.mapping import NemoRows
+from nemo_skills.conversion.model_config import ModelConfig, parse_config
+from nemo_skills.conversion.nemo_config import hf_config, parse_nemo_config
+from nemo_skills.conversion.nemo_files import HF_FOLDER, MODEL_CONFIG, CheckpointFiles, open_checkpoint
+from nemo_skills.conversion.nemo_tensors import NemoTensors
+from nemo_skills.conversion.torch_dist_reader import TorchDistReader
+from nemo_skills.core.errors import UserError
+from nemo_skills.core.log import get_logger
+
+LOG = get_logger(__name__)
+
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class NemoSource:
+    """A checkpoint that can be converted."""
+
+    files: CheckpointFiles
+    tensors: NemoTensors
+    family: Family
+    config: ModelConfig
+    config_text: bytes
+    """Its `config.json`."""
+    others: tuple[FilePlan, ...]
+    """Tokenizer and whatever else belongs to the Hugging Face model."""
+
+    def data(self, name: str, places: list[NemoRows], target: str | None) -> TensorData:
+        """Return the numbers of a Hugging Face tensor."""
+        rows = tuple(rows for place in places for rows in self.tensors.rows(place))
+        dtype = self.tensors.dtype(places[0])
+        return TensorData(name, rows, dtype, target or dtype)
+
+
+@contextmanager
+def open_nemo(
+    path: Path, model_type: str | None, hf_model_name: str | None, scratch: Path
+) -> Iterator[NemoSource]:
+    """Open a checkpoint.
+
+    Args:
+        path: A folder or a tar.
+        model_type: What the user says that it is, if anything.
+        hf_model_name: Where config and tokenizer are, if the checkpoint has none.
+        scratch: A folder for what has to be unpacked.
+
+    Raises:
+        UserError: there is none, it is damaged, its family is not supported or not what the user says, or its
+            tensors are not those that its config promises.
+    """
+    with open_checkpoint(path, scratch) as files:
+        tensors = NemoTensors(TorchDistReader(files), str(path))
+        text, others = _hf_files(files, tensors, model_type, hf_model_name)
+        where = f"{path}: {CONFIG}"
+        config = parse_config(text, where)
+        family = find_family(config.model_type, model_type, where)
+        tensors.check(family, config.shape)
+        yield NemoSource(files, tensors, family, config, text, tuple(others))
+
+
+def _hf_files(
+    files: CheckpointFiles, tensors: NemoTensors, model_type: str | None, hf_model_name: str | None
+) -> tuple[bytes, list[FilePlan]]:
+    """Return the text of `config.json` and the other files: the checkpoint's own, or from somewhere else."""
+    kept = f"{HF_FOLDER}/"
+    others = {n.removeprefix(kept): n for n in files.slices if n.startswith(kept) or is_tokenizer_file(n)}
+    if CONFIG in others:
+        config = files.read(others.pop(CONFIG))
+        return config, [_copy(files, name, stored) for name, stored in others.items()]
+    if hf_model_name is not None:
+        return _from_model(hf_model_name)
+    name = files.find(MODEL_CONFIG)
+    if name is None:
+        raise UserError(f"{files.where} holds neither {kept}{CONFIG} nor {MODEL_CONFIG}: give hf_model_name")
+    family = _guess_family(tensors, model_type)
+    vocab = tensors.stored[tensors.prefix + _EMBEDDING].size[0]
+    config = parse_nemo_config(files.read(name), family.name, vocab, f"{files.where}: {name}")
+    LOG.warning(
+        "%s does not say what it was in Hugging Face's terms; taken for a %s model with a vocabulary of %d",
+        files.where, family.name, config.shape.vocab,
+    )  # fmt: skip
+    text = orjson.dumps(hf_config(config, family), option=orjson.OPT_INDENT_2) + b"\n"
+    return text, [_copy(files, name, stored) for name, stored in others.items()]
+
+
+def _copy(files: CheckpointFiles, name: str, stored: str) -> FilePlan:
+    piece = files.slices[stored]
+    column = Column(str(piece.path), piece.start, piece.size)
+    return FilePlan(name, (TensorData(name, (Rows((column,), 1),), "U8", "U8"),))
+
+
+def _from_model(name: str) -> tuple[bytes, list[FilePlan]]:
+    """Return config and tokenizer of another model."""
+    folder = Path(name) if Path(name).is_dir() else _download(name)
+    try:
+        text = (folder / CONFIG).read_bytes()
+    except OSError as error:
+        raise UserError(f"hf_model_name={name}: cannot read {folder / CONFIG}: {error.strerror}") from None
+    wanted = (p for p in sorted(folder.iterdir()) if p.is_file())
+    return text, [
+        FilePlan(p.name, (p.read_bytes(),)) for p in wanted
+        if is_tokenizer_file(p.name) or p.name == "generation_config.json"
+    ]  # fmt: skip
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"hf_model_name={name} is no folder, and huggingface_hub is not installed") from None
+    try:
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.index.json"]))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"hf_model_name={name} is no folder and cannot be fetched: {reason}") from error
+
+
+def _guess_family(tensors: NemoTensors, model_type: str | None) -> Family:
+    """Return the family whose tensors a checkpoint has."""
+    candidates: Mapping[str, Family] = all_families()
+    wanted = list(candidates.values()) if model_type is None else find_families(model_type)
+    for family in wanted:
+        others = {rule.nemo: rule for other in candidates.values() for rule in other.rules}
+        mine = {rule.nemo for rule in family.rules}
+        optional = {"output_layer.weight"}
+        if all(tensors.has(rule) == (name in mine) for name, rule in others.items() if name not in optional):
+            return family
+    names = ", ".join(family.name for family in wanted)
+    raise UserError(f"the checkpoint has not the tensors of a model of type {names}; give hf_model_name")
