@@ -3,7 +3,8 @@
 Rows hold `input` and `output` (texts, taken as they are), or `messages` (with `role`, `content` and perhaps
 `train`, and `tools` beside them), which the tokenizer's chat template turns into text. The model learns what
 it would have to say itself: `output` and the token that ends it, or the assistant's turns with the tag that
-ends each. What precedes is tokenised as a server would tokenise a prompt.
+ends each. What precedes is tokenised as a server would tokenise a prompt. Of a row with nothing but `text`,
+as pretraining takes it, every token is learned.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from nemo_skills.core.errors import UserError, did_you_mean
 
-_KEYS = ("messages", "input", "output")
+_KEYS = ("messages", "input", "output", "text")
 Message = dict[str, Any]
 
 
@@ -57,7 +58,7 @@ def tokenise(row: Mapping[str, Any], tokenizer: Any) -> Example:
         ids, mask = _encode(parts, tokenizer)
         ended = ids[-1] in tokenizer.added_tokens_decoder
     else:
-        parts = [_Part(_text(row, "input"), False), _Part(_text(row, "output"), True)]
+        parts = _text_parts(row)
         ids, mask = _encode(parts, tokenizer)
         if starts_with_bos(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
             ids, mask = [tokenizer.bos_token_id, *ids], [False, *mask]
@@ -75,8 +76,7 @@ def check_row(row: Mapping[str, Any], tokenizer: Any) -> None:
         UserError: the row is none to train on.
     """
     if row.get("messages") is None:
-        _text(row, "input")
-        _text(row, "output")
+        _text_parts(row)
     else:
         _learned(row["messages"])
         _require_template(tokenizer)
@@ -98,6 +98,12 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def _text_parts(row: Mapping[str, Any]) -> list[_Part]:
+    if "text" in row and "input" not in row and "output" not in row:
+        return [_Part(_text(row, "text"), True)]
+    return [_Part(_text(row, "input"), False), _Part(_text(row, "output"), True)]
+
+
 def _text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if isinstance(value, str):
@@ -106,7 +112,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
         raise UserError(f"'{key}' must be a text, not {type(value).__name__}")
     near = next((hint for name in row if name not in _KEYS and (hint := did_you_mean(name, _KEYS))), "")
     raise UserError(
-        f"a row needs 'input' and 'output', or 'messages', but there is no '{key}'.{near}"
+        f"a row needs 'input' and 'output', or 'messages', or 'text', but there is no '{key}'.{near}"
         f" Keys of the row: {', '.join(row) or 'none'}"
     )
 

@@ -17,6 +17,7 @@ from nemo_skills.training.config import DatasetConfig, ScheduleConfig, TrainingC
 from nemo_skills.training.engine import parallel
 from nemo_skills.training.engine.checkpoint import COMPLETE_FILE, Checkpoints, Training
 from nemo_skills.training.engine.data import Batches
+from nemo_skills.training.engine.fresh import fresh_model
 from nemo_skills.training.engine.loop import Objective, Run, Trainer
 from nemo_skills.training.engine.model import build_model, find_model
 from nemo_skills.training.engine.optimiser import build_optimiser
@@ -95,7 +96,11 @@ def _claimed(config: TrainingConfig, topology: Topology) -> Iterator[None]:
 def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
     """Open data and model."""
     model_config = config.model
-    source = find_model(model_config.restore_from_path, topology)
+    fresh = model_config.from_scratch
+    source = find_model(model_config.restore_from_path, topology, weights=not fresh)
+    if fresh:
+        folder = Path(config.exp_manager.explicit_log_dir) / "new-model"
+        source = fresh_model(source, model_config, folder, topology)
     tokenizer = load_tokenizer(str(source))
 
     def opened(dataset: DatasetConfig, name: str) -> Batches:

@@ -20,6 +20,7 @@ from nemo_skills.training.engine.parallel import Topology
 
 LOG = get_logger(__name__)
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
 # how configs of mixture-of-experts models call their number
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -28,14 +29,19 @@ _MOST_SAID = 400
 """Letters of somebody else's message."""
 
 
-def find_model(name: str, topology: Topology) -> Path:
+def find_model(name: str, topology: Topology, *, weights: bool = True) -> Path:
     """Return the folder of a model; one that is named is downloaded, or found in the cache.
+
+    Args:
+        name: folder, or name on the hub.
+        topology: of the processes.
+        weights: whether its weights are needed; without them neither is its config.json.
 
     Raises:
         UserError: there is no such model.
     """
     path = Path(name).expanduser()
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (not weights and path.is_dir()):
         return path
     if path.exists() or name.startswith(("/", ".", "~")):
         what = "has no config.json: it is no Hugging Face model" if path.exists() else "does not exist"
@@ -46,7 +52,7 @@ def find_model(name: str, topology: Topology) -> Path:
         # one process fetches, the others find it in the cache
         for mine in (topology.is_main, not topology.is_main):
             if mine:
-                path = Path(snapshot_download(name))
+                path = Path(snapshot_download(name, ignore_patterns=None if weights else list(_WEIGHTS)))
             topology.barrier()
     except Exception as error:
         raise UserError(

@@ -34,6 +34,7 @@ def run_settings(config: TrainingConfig) -> Settings:
         f"{key}.max_seq_length": data.max_seq_length,
         f"{key}.shuffle": data.shuffle,
         "model.restore_from_path": model.restore_from_path,
+        "model.from_scratch": model.from_scratch,
         "model.seed": model.seed,
         "model.peft.peft_scheme": model.peft.peft_scheme,
     }
