@@ -1,8 +1,8 @@
 """How much memory a training needs on each GPU, from the shape of the model: no download, no GPU.
 
 Counted are the tensors that exist at the two moments when most do: when the backward pass begins, with all
-activations, and when it ends, with all gradients. What PyTorch's allocator and NCCL take besides is not counted;
-hence `MARGIN`. docs/recipes.md has the arithmetic.
+activations, and when it ends, with all gradients. What PyTorch's allocator and NCCL take besides is not
+counted; hence `MARGIN`. docs/recipes.md has the arithmetic.
 """
 
 import re
@@ -110,8 +110,8 @@ class _Counts:
         self.tp, self.cp = model.tensor_model_parallel_size, model.context_parallel_size
         if gpus.count % (self.tp * self.cp):
             raise UserError(
-                f"{gpus.count} GPUs cannot be divided into groups of model.tensor_model_parallel_size={self.tp}"
-                f" x model.context_parallel_size={self.cp}"
+                f"{gpus.count} GPUs cannot be divided into groups of"
+                f" model.tensor_model_parallel_size={self.tp} x model.context_parallel_size={self.cp}"
             )
         self.data = gpus.count // self.tp
         self.dp = self.data // self.cp
@@ -133,8 +133,8 @@ class _Counts:
         gathered, activations, loss = self._gathered, self._activations, self._loss
         always = weights + reference + moments + gathered
         earlier = gradients if self._accumulates else 0.0
-        # a layer that is computed once more needs its memory when that of the loss is free again
-        working = max(loss, self._recomputed)
+        # when gradients reach the last layer, the memory of the loss is free again
+        working = max(loss, self._layer_gradients)
         return Estimate(
             weights=weights,
             reference=reference,
@@ -169,9 +169,8 @@ class _Counts:
             "down_proj": inner + hidden,
         }
         chosen = self.config.peft.target_modules or list(ends)
-        return float(
-            shape.num_hidden_layers * self.config.peft.dim * sum(ends.get(name, 0) for name in chosen)
-        )
+        rows_and_columns = sum(ends.get(name, 0) for name in chosen)
+        return float(shape.num_hidden_layers * self.config.peft.dim * rows_and_columns)
 
     @property
     def _accumulates(self) -> bool:
@@ -215,22 +214,26 @@ class _Counts:
         return self.config.model.recompute_granularity == "full"
 
     @property
-    def _recomputed(self) -> float:
-        return self.tokens * self._layer_activations if self._recomputes else 0.0
+    def _layer_gradients(self) -> float:
+        """Gradients inside of a layer, and what is computed once more before."""
+        inner = 2 * self.shape.intermediate_size / self.tp + self.shape.hidden_size
+        again = self._layer_activations if self._recomputes else 0.0
+        return self.tokens * (inner * self.number + again)
 
     @property
     def _activations(self) -> float:
         kept = self.shape.hidden_size * self.number if self._recomputes else self._layer_activations
-        return self.tokens * (self.shape.num_hidden_layers * kept + self._norm_activations)
+        return self.tokens * self.shape.num_hidden_layers * kept
 
     @property
     def _loss(self) -> float:
-        """Logits of a piece in float32, their logarithms, and the gradient; hidden states of all tokens."""
+        """Logits of a piece in float32, their logarithms, and the gradient; the last norm of all tokens."""
         chunk = self.config.model.loss_chunk_size or self.tokens
         pieces = min(self.tokens, chunk) * self.shape.vocab_size * (3 * _FLOAT + (_HALF if self.half else 0))
         # the sum of the pieces' gradients of the head
         head = self._last_gradient if self.tokens > chunk else 0.0
-        return pieces + head + self.tokens * self.shape.hidden_size * self.number
+        hidden = self._norm_activations + self.shape.hidden_size * self.number
+        return pieces + head + self.tokens * hidden
 
     @property
     def _last_gradient(self) -> float:
