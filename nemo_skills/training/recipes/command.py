@@ -38,7 +38,7 @@ def changed(name: str, args: Sequence[str]) -> ConfigContainer:
 
 def listing() -> list[tuple[str, str]]:
     """Return the names of all recipes, and what each does on which GPUs."""
-    return [(entry.name, f"{entry.about} ({entry.gpus})") for entry in registry.entries().values()]
+    return [(entry.name, entry.about) for entry in registry.entries().values()]
 
 
 def origins(name: str, config: ConfigContainer) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from nemo_skills.training.recipes.config import ConfigContainer
 VARIANTS = ("sft", "pretrain", "dpo", "lora")
 """A name without one of these means the first."""
 _PACKAGE = "nemo_skills.training.recipes"
-_FAMILIES: tuple[str, ...] = ()
+_FAMILIES = ("llama3", "qwen2_5", "qwen3")
 _ALONE = ("tiny",)
 
 
@@ -32,6 +33,15 @@ class Entry:
             functools.partial(function, self.size) if self.size else function
         )
         return made
+
+    @property
+    def about(self) -> str:
+        """One line: what it does, with which model, on which GPUs."""
+        function = self.function
+        made = function()
+        text = inspect.getdoc(getattr(function, "func", function)) or ""
+        gpus = f"{(made.dist.devices or 1) * (made.dist.num_nodes or 1)}xH100" if self.size else "a CPU"
+        return f"{text.removesuffix('.')}: {made.model.restore_from_path}, on {gpus}"
 
 
 @functools.cache

@@ -5,8 +5,6 @@
 
 from nemo_skills.training.recipes.config import Architecture, ConfigContainer, DpoConfig, ModelConfig
 
-GPUS = "1xCPU"
-
 
 def sft_config() -> ConfigContainer:
     """Fine-tune on prompts and responses."""
