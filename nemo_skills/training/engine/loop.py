@@ -18,6 +18,7 @@ from nemo_skills.training.engine.model import autocast, evaluating
 from nemo_skills.training.engine.optimiser import build_gradients, clip_gradients, learning_rate
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.engine.profiling import Profiler
 from nemo_skills.training.engine.speed import Speed
 from nemo_skills.training.metrics_log import MetricsLog
 
@@ -78,6 +79,7 @@ class Trainer:
         left = run.total_steps - progress.step
         steps = run.batches.steps(progress.consumed_samples, progress.consumed_samples + left * size)
         saved = progress.step
+        profiler = Profiler.of_environment(run.topology.rank, self.checkpoints.folder.parent)
         # from before the wait for the data of a step to its end
         speed = Speed.start()
         for micro_batches in steps:
@@ -86,7 +88,8 @@ class Trainer:
             )
             if stopping:
                 break
-            self._step(progress.step, micro_batches, weight, speed)
+            with profiler.step(progress.step + 1):
+                self._step(progress.step, micro_batches, weight, speed)
             progress = Progress(step=progress.step + 1, consumed_samples=progress.consumed_samples + size)
             last = progress.step == run.total_steps
             if run.validation and (last or progress.step % run.schedule.val_check_interval == 0):
@@ -95,6 +98,7 @@ class Trainer:
                 self._save(progress)
                 saved = progress.step
             speed = Speed.start()
+        profiler.stop()
         if saved != progress.step:
             self._save(progress)
         return progress
