@@ -17,6 +17,7 @@ from nemo_skills.pipeline.launch.plan import PYTHON, Argv, Component, Job, Plan
 from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import ClusterOptions, ConvertOptions, JobOptions, NodeOptions
+from nemo_skills.pipeline.servers.trtllm import launcher_problems
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 LOG = get_logger(__name__)
@@ -183,7 +184,10 @@ def _check(request: Request) -> None:
             "--dependent_jobs: a conversion does not go on in another job; raise its time limit",
         ),
     )
-    if problems := [text for wrong, text in checks if wrong]:
+    problems = [text for wrong, text in checks if wrong]
+    if engine and nodes.num_nodes > 1:
+        problems += launcher_problems(_main_arguments(request))
+    if problems:
         raise UserError("\n".join(problems))
     owned: Mapping[str, str] = {
         name: f"--{name}" for name in ("input_model", "output_model", "model_type", "hf_model_name", "dtype")

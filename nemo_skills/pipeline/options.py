@@ -201,7 +201,7 @@ class TrainOptions:
 
     output_dir: str = option(REQUIRED, "Folder for checkpoints and results.")
     hf_model: str | None = option(None, "Hugging Face folder (or hub name) of the model to start from.")
-    nemo_model: str | None = option(None, "NeMo checkpoint of the model to start from.")
+    nemo_model: str | None = option(None, "The same as a NeMo checkpoint, which is converted first.")
     recipe: str | None = option(
         None, "Name of a recipe to start from (see ns recipe list), whose keys the arguments then have."
     )
@@ -219,7 +219,9 @@ class TrainOptions:
     final_hf_path: str | None = option(
         None, "Folder for the averaged model, instead of model-averaged-hf in --output_dir."
     )
-    final_nemo_path: str | None = option(None, "The same for --nemo_model, instead of model-averaged-nemo.")
+    final_nemo_path: str | None = option(
+        None, "Folder for it as a NeMo checkpoint, with --nemo_model instead of model-averaged-nemo."
+    )
     backend: str = option("torch", "What trains.", choices=("torch", "megatron"))
     training_device: str = option(
         "auto",
@@ -252,6 +254,27 @@ class ConvertOptions:
         " model to convert does not hold them.",
     )
     dtype: str | None = option(None, "Type of the weights, as bf16; by default as they are.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Recipe."""
+
+    action: str = option(
+        REQUIRED,
+        "What to do: list all, show one, export one.",
+        choices=("list", "show", "export"),
+        place="ACTION",
+    )
+    name: str | None = option(None, "Name of a recipe.", place="NAME")
+    gpus: str | None = option(None, "With show: also the memory that it takes on such GPUs, as 8xH100.")
+    origin: bool = option(False, "With show: where each value comes from.")
+    format: str = option(
+        "yaml",
+        "With export: a YAML file, overrides that make any recipe equal to this one, or arguments of the main.",
+        choices=("yaml", "overrides", "main"),
+    )
+    output: str | None = option(None, "With export: file to write, instead of printing.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
 from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import ClusterOptions, JobOptions, NodeOptions, TrainOptions, WandbOptions
+from nemo_skills.pipeline.train_nemo import nemo_result, start_job, start_model
 from nemo_skills.pipeline.train_recipe import resolve_recipe
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
@@ -73,9 +74,7 @@ class Request:
     @property
     def result(self) -> str:
         """Folder of the averaged model."""
-        own = self.own
-        given, kind = (own.final_nemo_path, "nemo") if own.nemo_model else (own.final_hf_path, "hf")
-        return given or str(PurePosixPath(own.output_dir) / f"model-averaged-{kind}")
+        return self.own.final_hf_path or str(PurePosixPath(self.own.output_dir) / "model-averaged-hf")
 
 
 @wrapper(main=MAIN, schema=SCHEMA)
@@ -91,12 +90,14 @@ def train(
 
     The jobs of a chain (--num_training_jobs) continue one another; those that find nothing left to do end at
     once. Calling it again goes on from the last checkpoint. With --training_algo=dpo the main is
-    nemo_skills.training.start_dpo. With --recipe arguments have the keys of recipes: ns recipe show NAME.
+    nemo_skills.training.start_dpo. With --nemo_model the result is a NeMo checkpoint too,
+    `model-averaged-nemo`. With --recipe arguments have the keys of recipes: ns recipe show NAME.
     """
     resolved = resolve_recipe(own, nodes, main_args.normalise(ctx.args))
     own = resolved.own
     paths = [own.output_dir, *own.training_data, *own.validation_data]
-    paths += filter(None, (own.hf_model, own.nemo_model, own.final_hf_path, cluster.log_dir))
+    given = (own.hf_model, own.nemo_model, own.final_hf_path, own.final_nemo_path, cluster.log_dir)
+    paths += filter(None, given)
     request = Request(
         cluster=resolve_cluster(cluster, paths),
         log_dir=cluster.log_dir or str(PurePosixPath(own.output_dir) / "training-logs"),
@@ -135,11 +136,14 @@ def plan_train(request: Request) -> Plan:
     plan = Plan(expname=name, cluster=request.cluster, jobs=(), log_dir=request.log_dir, options=request.job)
     jobs: tuple[Job, ...] = ()
     if own.num_training_jobs:
+        start = start_job(name, own, request.cluster)
         first = _training_job(request)
         limit = None if request.job.time_min else time_limit(plan, first)
         if request.cluster.executor == "slurm" and (most := _main_seconds(limit)):
             first = _training_job(request, {"exp_manager.max_time_per_run": _days(most)})
         jobs = chain((first,), own.num_training_jobs - 1)
+        if start:
+            jobs = (start, replace(jobs[0], after=(start.name,)), *jobs[1:])
     average = Job(
         name=f"{name}{AVERAGE_SUFFIX}",
         components=(
@@ -148,7 +152,7 @@ def plan_train(request: Request) -> Plan:
             ),
         ),
         after=tuple(job.name for job in jobs[-1:]),
-        writes=(f"{request.result}/config.json",),
+        writes=(f"{request.result}/config.json", *filter(None, (nemo_result(own),))),
     )
     return replace(plan, jobs=(*jobs, average))
 
@@ -156,9 +160,8 @@ def plan_train(request: Request) -> Plan:
 def main_arguments(request: Request, more: Mapping[str, object] | None = None) -> tuple[str, ...]:
     """Return the arguments of the main: the wrapper's own, then the user's, which win."""
     own = request.own
-    values: dict[str, object] = {"model.restore_from_path": own.hf_model}
-    if own.recipe and not own.hf_model:
-        values = {}
+    start = start_model(own)
+    values: dict[str, object] = {"model.restore_from_path": start} if start or not own.recipe else {}
     for key, files in (("train_ds", own.training_data), ("validation_ds", own.validation_data)):
         if files[1:]:
             values[f"model.data.{key}.file_names"] = list(files)
@@ -218,6 +221,8 @@ def _average_command(request: Request) -> Argv:
     }
     if request.own.average_steps:
         values["steps"] = list(request.own.average_steps)
+    if nemo := nemo_result(request.own):
+        values["nemo_output"] = nemo
     return (PYTHON, "-m", AVERAGE, *encoded(values))
 
 
@@ -242,21 +247,17 @@ def _check(request: Request) -> None:
     own, nodes = request.own, request.nodes
     trains = own.num_training_jobs > 0
     module = MAINS[own.training_algo][0]
-    if own.nemo_model:
-        raise UserError(
-            "--nemo_model: training from NeMo checkpoints is not available yet; convert the model to Hugging"
-            " Face format and give it as --hf_model"
-        )
     checks = (
         (own.backend != "torch", f"--backend={own.backend} is not available yet; --backend=torch is"),
         (
-            trains and not (own.hf_model or own.recipe),
-            "--hf_model is missing: the folder of the model to start from",
+            trains and not (start_model(own) or own.recipe),
+            "--hf_model or --nemo_model is missing: the folder of the model to start from",
         ),
+        (bool(own.hf_model and own.nemo_model), "give --hf_model or --nemo_model, not both"),
         (trains and not _has_data(request), "--training_data is missing: the files to train on"),
         (
-            bool(own.final_nemo_path),
-            "--final_nemo_path is for --nemo_model; with --hf_model it is --final_hf_path",
+            (own.final_nemo_path or "").endswith(".nemo"),
+            "--final_nemo_path names a folder; ns convert makes .nemo files",
         ),
         (
             request.job.dependent_jobs > 0,
@@ -276,7 +277,7 @@ def _check(request: Request) -> None:
     if problems := [text for wrong, text in checks if wrong]:
         raise UserError("\n".join(problems))
     owned = {
-        "model.restore_from_path": "--hf_model",
+        "model.restore_from_path": "--hf_model or --nemo_model",
         "exp_manager.explicit_log_dir": "--output_dir",
         "trainer.devices": "--num_gpus",
         "trainer.num_nodes": "--num_nodes",

@@ -47,8 +47,8 @@ def resolve_recipe(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -
 
 def _refuse_owned(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -> None:
     owned = {"logger.log_dir": "--output_dir"}
-    if own.hf_model:
-        owned["model.restore_from_path"] = "--hf_model"
+    if own.hf_model or own.nemo_model:
+        owned["model.restore_from_path"] = "--hf_model or --nemo_model"
     if nodes.num_gpus:
         owned |= {"dist.devices": "--num_gpus", "dist.num_nodes": "--num_nodes"}
     for group, option in (("train", "training_data"), ("validation", "validation_data")):

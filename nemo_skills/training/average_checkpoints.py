@@ -10,6 +10,7 @@ from pathlib import Path
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.hydra import MISSING, main, opt
 from nemo_skills.core.log import get_logger
+from nemo_skills.training.averaged_nemo import write_nemo
 from nemo_skills.training.averaging import average
 from nemo_skills.training.checkpoint_folders import find_checkpoints
 
@@ -23,6 +24,7 @@ class AverageConfig:
     checkpoints_dir: str = opt(MISSING, "folder of the checkpoints, named step=100 or checkpoint-100")
     steps: list[int] | None = opt(None, "steps of the checkpoints to take; null takes all complete ones")
     output: str = opt(MISSING, "folder for the result")
+    nemo_output: str | None = opt(None, "folder for the same model as a NeMo checkpoint")
     max_shard_gb: float = opt(5.0, "size of a weight file above which another one is begun")
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ def average_checkpoints(config: AverageConfig) -> None:
         seconds = time.monotonic() - start
         read = done.nbytes * len(checkpoints) / 1e9
         LOG.info("wrote %s: read %.2f GB in %.1f s, %.2f GB/s", config.output, read, seconds, read / seconds)
+    if config.nemo_output is not None:
+        write_nemo(Path(config.output), Path(config.nemo_output))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def average(checkpoints: Sequence[Checkpoint], output: Path, shard_bytes: int) -
     """
     folders = [open_checkpoint(checkpoint.model) for checkpoint in checkpoints]
     sources = _describe(checkpoints, folders)
-    if _is_done(output, sources):
+    if is_mean_of(output, sources):
         LOG.info("%s is the mean of these checkpoints already", output)
         return Averaged(0)
     if problems := differences(folders):
@@ -160,11 +160,11 @@ def _describe(checkpoints: Sequence[Checkpoint], folders: Sequence[SafetensorsFo
     return {"checkpoints": entries}
 
 
-def _is_done(output: Path, sources: dict[str, object]) -> bool:
+def is_mean_of(output: Path, sources: dict[str, object]) -> bool:
     """Whether a folder is the mean of these checkpoints.
 
     Raises:
-        UserError: the folder holds something that is no mean.
+        UserError: it holds something that is no mean.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False

@@ -68,6 +68,27 @@ def test_the_mean_waits_for_the_last_job() -> None:
     assert "++output=/out/model-averaged-hf" in argv(alone)
 
 
+def test_nemo_checkpoints_are_converted_before_and_after() -> None:
+    own = {"hf_model": None, "nemo_model": "/n", "num_training_jobs": 2}
+    start, *jobs, average = plan_train(request(**own)).jobs
+    assert [job.name for job in (start, *jobs, average)] == ["t-from-nemo", "t", "t-part2", "t-average"]
+    assert [job.after for job in (start, *jobs, average)] == [(), ("t-from-nemo",), (), ("t-part2",)]
+    assert argv(start)[2:] == [
+        "nemo_skills.conversion.nemo_to_hf",
+        "++input_model=/n",
+        "++output_model=/out/start-model-hf",
+    ]
+    assert start.main.gpus == 0
+    assert all("++model.restore_from_path=/out/start-model-hf" in argv(job) for job in jobs)
+    wanted = {"++output=/out/model-averaged-hf", "++nemo_output=/out/model-averaged-nemo"}
+    assert wanted <= set(argv(average))
+    # from a Hugging Face folder there is one if it is asked for; to average alone nothing is converted before
+    (*_, average) = plan_train(request(final_nemo_path="/here")).jobs
+    assert "++nemo_output=/here" in argv(average)
+    (average,) = plan_train(request(**own | {"num_training_jobs": 0})).jobs
+    assert wanted <= set(argv(average))
+
+
 @pytest.mark.parametrize(
     ("limit", "most"),
     [("04:00:00", "00:03:50:00"), ("00:01:00", "00:00:00:45"), ("2-12", "02:11:50:00"), ("UNLIMITED", None)],
@@ -99,9 +120,10 @@ def test_processes_without_gpus() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hf_model": None}, "--hf_model is missing"),
+        ({"hf_model": None}, "--hf_model or --nemo_model is missing"),
         ({"training_data": ()}, "--training_data is missing"),
-        ({"nemo_model": "/n"}, "convert the model"),
+        ({"nemo_model": "/n"}, "give --hf_model or --nemo_model, not both"),
+        ({"final_nemo_path": "/n.nemo"}, "names a folder"),
         ({"backend": "megatron"}, "--backend=megatron is not available"),
         ({"cluster": ClusterConfig()}, "--num_nodes=2 needs a Slurm cluster"),
         ({"job": JobOptions(dependent_jobs=1)}, "--num_training_jobs"),

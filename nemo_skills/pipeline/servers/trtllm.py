@@ -1,5 +1,7 @@
 """TensorRT-LLM's `trtllm-serve`, from a Hugging Face folder or from an engine; the job sees which."""
 
+from collections.abc import Sequence
+
 from nemo_skills.pipeline.servers.base import Flag, MultiNode, ServerRequest, ServerSpec
 
 _SERVE = "trtllm-serve"
@@ -15,14 +17,16 @@ def _flags(request: ServerRequest) -> tuple[Flag, ...]:
 def _problems(request: ServerRequest) -> tuple[str, ...]:
     if not request.gpus:
         return ("server_type trtllm needs --server_gpus: it does not run on a CPU",)
-    if request.nodes > 1:
-        # trtllm-llmapi-launch hands its command to a shell without quotes
-        return tuple(
-            f"TensorRT-LLM's launcher for several nodes would split or expand '{word}': no blanks, * ? ["
-            for word in (request.model or "", *request.args)
-            if _SPLITTING & set(word)
-        )
-    return ()
+    return launcher_problems((request.model or "", *request.args)) if request.nodes > 1 else ()
+
+
+def launcher_problems(words: Sequence[str]) -> tuple[str, ...]:
+    """Return what `trtllm-llmapi-launch`, which hands its command to a shell without quotes, would break."""
+    return tuple(
+        f"TensorRT-LLM's launcher for several nodes would split or expand '{word}': no blanks, * ? ["
+        for word in words
+        if _SPLITTING & set(word)
+    )
 
 
 def _multi_node(request: ServerRequest) -> MultiNode:
