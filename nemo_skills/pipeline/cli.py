@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.generate import generate
     from nemo_skills.pipeline.logs import logs
     from nemo_skills.pipeline.prepare_data import prepare_data
+    from nemo_skills.pipeline.recipe import recipe
     from nemo_skills.pipeline.run_cmd import run_cmd
     from nemo_skills.pipeline.setup import setup
     from nemo_skills.pipeline.start_server import start_server
@@ -64,6 +65,7 @@ COMMANDS = {
         "nemo_skills.pipeline.train:train", "Fine-tune a model, and average its checkpoints."
     ),
     "convert": CommandEntry("nemo_skills.pipeline.convert:convert", "Convert a model to another format."),
+    "recipe": CommandEntry("nemo_skills.pipeline.recipe:recipe", "List, show and export training recipes."),
     "status": CommandEntry("nemo_skills.pipeline.status:status", "Show the state of jobs."),
     "logs": CommandEntry("nemo_skills.pipeline.logs:logs", "Show what jobs print."),
     "cancel": CommandEntry("nemo_skills.pipeline.cancel:cancel", "End jobs."),
@@ -83,6 +85,7 @@ __all__ = [
     "logs",
     "main",
     "prepare_data",
+    "recipe",
     "run_cmd",
     "setup",
     "start_server",

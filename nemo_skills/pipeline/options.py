@@ -271,7 +271,7 @@ class RecipeOptions:
     origin: bool = option(False, "With show: where each value comes from.")
     format: str = option(
         "yaml",
-        "With export: a YAML file, overrides that make any recipe equal to this one, or arguments of the main.",
+        "With export: a YAML file, overrides that make any recipe this one, or arguments of the main.",
         choices=("yaml", "overrides", "main"),
     )
     output: str | None = option(None, "With export: file to write, instead of printing.")

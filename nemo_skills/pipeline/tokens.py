@@ -46,13 +46,13 @@ def sort_words(words: Iterable[str], options: Mapping[str, Option], kind: Rest =
             args += [word] if "=" in word else [word, _take_value(word, rest, options)]
         elif name in options:
             _store(values, options[name], _value_of(word, options, rest))
+        elif kind is Rest.OVERRIDES and _OVERRIDE.match(word):
+            args.append(word)
         elif not word.startswith("-") and (placed := _next_place(options, values)):
             _store(values, placed, word)
         elif kind is Rest.COMMAND and (word == "--" or not word.startswith("-")):
             args = rest[::-1] if word == "--" else [word, *rest[::-1]]
             break
-        elif kind is Rest.OVERRIDES and _OVERRIDE.match(word):
-            args.append(word)
         else:
             raise UserError(_complaint(word, options, kind))
     return Words(values, tuple(args))

@@ -105,7 +105,7 @@ AnyWrapper: typing.TypeAlias = Wrapper[Any]
 
 
 def wrapper(
-    *, main: str | None = None, schema: str | None = None
+    *, main: str | None = None, schema: str | None = None, overrides: bool = False
 ) -> Callable[[Callable[..., ResultT]], Wrapper[ResultT]]:
     """Make a command of a function of option groups.
 
@@ -115,12 +115,13 @@ def wrapper(
     Args:
         main: Module that the command runs, which `--help` names.
         schema: Its config class, as `module:Class`, to check arguments against before submission.
+        overrides: Whether `ctx` holds overrides although there is no main.
     """
 
     def wrap(body: Callable[..., ResultT]) -> Wrapper[ResultT]:
         if "ctx" not in inspect.signature(body).parameters:
             return Wrapper(body, main, schema, Rest.NOTHING)
-        return Wrapper(body, main, schema, Rest.OVERRIDES if main else Rest.COMMAND)
+        return Wrapper(body, main, schema, Rest.OVERRIDES if main or overrides else Rest.COMMAND)
 
     return wrap
 

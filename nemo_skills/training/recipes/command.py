@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from nemo_skills.core._grammar import encode
+from nemo_skills.core.hydra import MISSING
 from nemo_skills.training.recipes import overrides, registry
 from nemo_skills.training.recipes.config import ConfigContainer
 
@@ -41,26 +43,40 @@ def listing() -> list[tuple[str, str]]:
     return [(entry.name, entry.about) for entry in registry.entries().values()]
 
 
-def origins(name: str, config: ConfigContainer) -> dict[str, str]:
-    """Return for each setting where its value comes from."""
+def shown(name: str, args: Sequence[str], *, origin: bool) -> list[tuple[str, str, str]]:
+    """Return key, value and help of each setting of a recipe with changes; or where its value comes from."""
+    rows = []
+    for leaf in changed(name, args).leaves():
+        about = _origin(name, leaf.origin) if origin else inspect.cleandoc(leaf.key.help_line)
+        value = "(to be given)" if leaf.value == MISSING else encode(leaf.value)
+        rows.append((leaf.path, value, about))
+    return rows
+
+
+def memory_lines(name: str, args: Sequence[str], gpus: str) -> list[str]:
+    """Return what each process of a recipe with changes needs, line by line.
+
+    Raises:
+        UserError: `gpus` is not like 8xH100, or they cannot be divided as the recipe wants.
+    """
+    from nemo_skills.training.recipes import memory
+
+    config, kind = changed(name, args), memory.Gpus.parse(gpus)
+    found = memory.estimate(config, kind)
+    return [f"memory of each process on {gpus}, estimated:", *found.lines(), memory.verdict(found, kind)]
+
+
+def _origin(name: str, origin: str | None) -> str:
     folder = f"{Path(__file__).parent}/"
-    found = {}
-    for leaf in config.leaves():
-        origin = leaf.origin or "default"
-        file = origin.removeprefix(folder)
-        found[leaf.path] = origin if file == origin else f"recipe {name} ({file})"
-    return found
+    if origin and origin.startswith(folder):
+        return f"recipe {name} ({origin.removeprefix(folder)})"
+    return origin or "default"
 
 
 def exported(name: str, args: Sequence[str], form: str) -> str:
-    """Return a recipe with changes as text: `yaml`, `overrides` of a recipe, or arguments of the `main`."""
+    """Return a recipe with changes as text: `yaml`, `overrides` of any recipe, or arguments of the `main`."""
     config = changed(name, args)
     if form == "yaml":
         return overrides.to_yaml(config)
     words = config.main_overrides() if form == "main" else overrides.to_overrides(config)
     return "\n".join(words) + "\n"
-
-
-def help_of(config: ConfigContainer) -> dict[str, str]:
-    """Return the line of help of each setting."""
-    return {leaf.path: inspect.cleandoc(leaf.key.help_line) for leaf in config.leaves()}

@@ -1,9 +1,9 @@
 """Recipes of one model family in several sizes: what the variants have in common.
 
 A variant asks for 1 GPU or whole nodes of 8, as few as its weights need, and for micro-batches as large as
-then fit, up to 8 rows: H100s with 80 GB, of which the estimate of `memory` fills at most 85 %. A test checks every
-one. Weights, gradients and both moments of AdamW are in float32, 16 bytes for each weight; DPO has 4 more for
-the model as it was.
+then fit, up to 8 rows: H100s with 80 GB, of which the estimate of `memory` fills at most 85 %. A test checks
+every one. Weights, gradients and both moments of AdamW are in float32, 16 bytes for each weight; DPO has 4
+more for the model as it was.
 """
 
 from dataclasses import dataclass

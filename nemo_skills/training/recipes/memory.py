@@ -98,15 +98,30 @@ def estimate(config: ConfigContainer, gpus: Gpus) -> Estimate:
     return _Counts(config, gpus).estimate()
 
 
+def verdict(found: Estimate, gpus: Gpus) -> str:
+    """Tell whether it fits."""
+    if gpus.memory is None:
+        return "(a CPU has what the machine has)"
+    limit = MARGIN * gpus.memory
+    room = f"{MARGIN:.0%} of the {gpus.memory / GIB:.1f} GiB of a {gpus.kind}"
+    if found.peak <= limit:
+        return f"fits: {room} are {limit / GIB:.1f} GiB"
+    return (
+        f"does not fit: {room} are {limit / GIB:.1f} GiB. More GPUs, a smaller train.micro_batch_size or "
+        "data.train.seq_length, or model.recompute_granularity=full take less."
+    )
+
+
 class _Counts:
     """Numbers of weights and tokens in one process."""
 
     def __init__(self, config: ConfigContainer, gpus: Gpus) -> None:
-        if config.model.architecture is None:
+        shape = config.model.architecture
+        if shape is None:
             raise UserError("model.architecture is not given: there is nothing to count")
         model = config.model
         self.config = config
-        self.shape = Architecture(**model.architecture.tree())
+        self.shape = Architecture(**shape.tree())
         self.tp, self.cp = model.tensor_model_parallel_size, model.context_parallel_size
         if gpus.count % (self.tp * self.cp):
             raise UserError(

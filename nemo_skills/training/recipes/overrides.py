@@ -103,7 +103,14 @@ def _with_own_name(problem: str) -> str:
 
 def to_overrides(config: ConfigContainer) -> list[str]:
     """Return arguments that make another container equal to this one, whatever that was."""
-    return [encode_override(leaf.path, leaf.value) for leaf in config.leaves() if not callable(leaf.value)]
+    found = []
+    for leaf in config.leaves():
+        if isinstance(leaf.value, Mapping):
+            # otherwise its keys would be merged with those that are there
+            found.append(encode_override(leaf.path, None))
+        if not callable(leaf.value):
+            found.append(encode_override(leaf.path, leaf.value))
+    return found
 
 
 def to_yaml(config: ConfigContainer) -> str:
