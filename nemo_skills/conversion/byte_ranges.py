@@ -124,10 +124,10 @@ class Source:
             left = 0
             for column in rows.columns:
                 part = numpy.empty((count, column.width), dtype=numpy.uint8)
-                self._fill(memoryview(part).cast("B"), column.file, column.start + first * column.width)
+                self._fill(part.data.cast("B"), column.file, column.start + first * column.width)
                 joined[:, left : left + column.width] = part
                 left += column.width
-            yield memoryview(joined).cast("B")
+            yield joined.data.cast("B")
 
     def _fill(self, block: memoryview, file: str, start: int) -> None:
         if file not in self._descriptors:

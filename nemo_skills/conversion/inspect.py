@@ -2,7 +2,7 @@
 
 import sys
 
-if __name__ == "__main__" and __spec__ is None:
+if __name__ == "__main__" and not __package__:
     # started as a file: this very file would hide Python's module of the same name
     del sys.path[0]
 

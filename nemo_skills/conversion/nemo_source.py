@@ -1,5 +1,6 @@
 """A NeMo checkpoint as a source of conversion: its tensors, config and tokenizer."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nemo_skills.conversion.nemo_tensors import NemoTensors
 from nemo_skills.conversion.torch_dist_reader import TorchDistReader
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
+from nemo_skills.core.safetensors import ITEM_SIZES
 
 LOG = get_logger(__name__)
 
@@ -36,6 +38,12 @@ class NemoSource:
     """Its `config.json`."""
     others: tuple[FilePlan, ...]
     """Tokenizer and whatever else belongs to the Hugging Face model."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors as they are stored."""
+        stored = self.tensors.stored.values()
+        return sum(math.prod(tensor.size) * ITEM_SIZES[tensor.dtype] for tensor in stored)
 
     def data(self, name: str, places: list[NemoRows], target: str | None) -> TensorData:
         """Return the numbers of a Hugging Face tensor."""
@@ -77,8 +85,8 @@ def _hf_files(
     kept = f"{HF_FOLDER}/"
     others = {n.removeprefix(kept): n for n in files.slices if n.startswith(kept) or is_tokenizer_file(n)}
     if CONFIG in others:
-        config = files.read(others.pop(CONFIG))
-        return config, [_copy(files, name, stored) for name, stored in others.items()]
+        text = files.read(others.pop(CONFIG))
+        return text, [_copy(files, name, stored) for name, stored in others.items()]
     if hf_model_name is not None:
         return _from_model(hf_model_name)
     name = files.find(MODEL_CONFIG)

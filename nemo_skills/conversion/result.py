@@ -73,6 +73,12 @@ def number_of_processes(given: int | None, nbytes: int) -> int:
     return given or max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, useful))
 
 
+def shard_size(most: int, nbytes: int, processes: int) -> int:
+    """Return the size of files that gives each process one, if files may be that large."""
+    # with some room for what surrounds the numbers
+    return most if processes == 1 else min(most, nbytes // processes + _SMALL)
+
+
 def describe(path: Path, files: Sequence[Path], settings: Mapping[str, object]) -> dict[str, object]:
     """Return what tells a source, and what is made of it, from others."""
     stats = [(file.name, file.stat()) for file in files]
