@@ -25,7 +25,8 @@ def refuse_reimport() -> None:
         return
     # held until this process ends
     claim = _claim(starter := _starter())
-    if claim is not None:
+    # once it is gone all has been said
+    if claim is not None and _runs(starter):
         print(f"Error: {_message()}", file=sys.stderr, flush=True)
         _end(starter)
     # a process that cannot begin must not clean up after its parent either
@@ -48,7 +49,7 @@ def _being_imported() -> bool:
 
 def _message() -> str:
     frame: FrameType | None = sys._getframe()
-    while frame and frame.f_globals.get("__name__") != "__mp_main__":
+    while frame and (frame.f_globals.get("__name__"), frame.f_code.co_name) != ("__mp_main__", "<module>"):
         frame = frame.f_back
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "The script"
     return (
@@ -79,16 +80,19 @@ def _claim(starter: int) -> socket.socket | None:
     return claim
 
 
+def _runs(pid: int) -> bool:
+    """Tell whether a process lives and is Python: else another has taken its place."""
+    try:
+        return Path(f"/proc/{pid}/exe").samefile("/proc/self/exe")
+    except OSError:
+        return False
+
+
 def _end(pid: int) -> None:
     """End the process that would go on starting others, in vain."""
-    process = Path(f"/proc/{pid}/exe")
     for signum in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _PATIENCE_S
-        try:
-            if not process.samefile("/proc/self/exe"):
-                return  # it is gone, and another may have taken its place
+        if _runs(pid):
             os.kill(pid, signum)
-            while process.samefile("/proc/self/exe") and time.monotonic() < deadline:
-                time.sleep(0.01)
-        except OSError:
-            return
+        while _runs(pid) and time.monotonic() < deadline:
+            time.sleep(0.01)

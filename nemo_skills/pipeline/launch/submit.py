@@ -9,6 +9,7 @@ from typing import cast
 from rich.console import Console
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.core.main_guard import refuse_reimport
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.launch.layout import host_path
 from nemo_skills.pipeline.launch.plan import Plan
@@ -38,6 +39,7 @@ def launch(plan: Plan, *, dry_run: bool = False, found: Survey | None = None) ->
         JobFailedError: a job that the wrapper waited for failed.
         UserError: the plan cannot be launched on its cluster.
     """
+    refuse_reimport()
     backend = _backend(plan.cluster.executor)
     if dry_run:
         show(plan, backend.render(plan))

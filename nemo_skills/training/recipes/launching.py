@@ -70,11 +70,9 @@ def launch(
     """
     refuse_reimport()
     with run.Experiment(name, executor=executor) as experiment:
-        experiment.add(task, name=name, plugins=list(plugins))
+        experiment.add(task, name=name, plugins=list(plugins), tail_logs=not detach)
         experiment.run(detach=detach)
-        if detach:
-            return
-        states = experiment.status(return_dict=True) or {}
-    for job, state in states.items():
-        if str(state["status"]).rpartition(".")[2] != "SUCCEEDED":
-            raise JobFailedError(f"{job}: {state['status']}; see {state.get('local_dir')}", exit_code=1)
+    failed = [job for job in experiment.jobs if not detach and job.state.name != "SUCCEEDED"]
+    if failed:
+        job = failed[0]
+        raise JobFailedError(f"{job.id}: {job.state.name}, see {job.executor.job_dir}", exit_code=1)
