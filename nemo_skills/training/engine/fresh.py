@@ -68,7 +68,8 @@ def _settings(source: Path, config: ModelConfig, tokenizer: Any) -> Any:
 
     if config.architecture is None:
         return AutoConfig.from_pretrained(source)
-    shape = asdict(config.architecture)
+    # families differ in their default
+    shape = asdict(config.architecture) | {"head_dim": config.architecture.head_size}
     given = {name: value for name, value in shape.items() if value is not None}
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return AutoConfig.for_model(given.pop("model_type"), **given, **ends)

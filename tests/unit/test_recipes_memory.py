@@ -1,0 +1,286 @@
+"""What recipes are said to need, against tensors that exist in real steps of the engine."""
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_skills.core.errors import UserError
+from nemo_skills.training.architecture import Architecture
+from nemo_skills.training.recipes import ConfigContainer, get_recipe, names
+from nemo_skills.training.recipes.config import DpoConfig
+from nemo_skills.training.recipes.memory import GIB, MARGIN, Gpus, estimate, verdict
+from nemo_skills.training.recipes.overrides import override
+
+PUBLISHED = {
+    "llama3_1b": 1_235_814_400,
+    "llama3_3b": 3_212_749_824,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_14b": 14_770_033_664,
+    "qwen2_5_32b": 32_763_876_352,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+}
+"""Numbers of weights, as the hub shows them."""
+WIDE = "{hidden_size: 256, intermediate_size: 1024, num_hidden_layers: 4, num_key_value_heads: 2}"
+CASES = {
+    "as it is": [],
+    "several micro-batches, logits in pieces": [
+        "train.global_batch_size=8",
+        "model.loss_chunk_size=128",
+        "model.architecture.vocab_size=4096",
+    ],
+    "mostly weights": ["data.train.seq_length=65", f"model.architecture={WIDE}"],
+    "layers computed twice": ["model.recompute_granularity=full"],
+    "qwen 3, heads of another size": [
+        "model.architecture.model_type=qwen3",
+        "model.architecture.num_key_value_heads=2",
+        "model.architecture.head_dim=48",
+    ],
+    "qwen 3": ["model.architecture.model_type=qwen3"],
+    "qwen 2, own head": [
+        "model.architecture.model_type=qwen2",
+        "model.architecture.tie_word_embeddings=false",
+    ],
+    "adapters": ["peft.scheme=lora", "peft.dim=8"],
+}
+
+
+def shape(config: ConfigContainer) -> Architecture:
+    assert config.model.architecture is not None
+    return Architecture(**config.model.architecture.tree())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_as_many_weights_as_the_models(name: str) -> None:
+    assert shape(get_recipe(name)()).weights == PUBLISHED[name]
+
+
+def test_every_recipe_fits_the_gpus_it_asks_for() -> None:
+    checked = 0
+    for name in names():
+        config = get_recipe(name)()
+        if name.startswith("tiny"):
+            continue
+        assert config.dist.devices
+        assert config.dist.num_nodes
+        gpus = Gpus.parse(f"{config.dist.devices * config.dist.num_nodes}xH100")
+        found = estimate(config, gpus)
+        assert gpus.memory is not None
+        assert found.peak <= 0.85 * gpus.memory, (name, found.lines())
+        assert verdict(found, gpus).startswith("fits")
+        checked += 1
+    assert checked == 4 * len(PUBLISHED)
+
+
+def test_parallelism_spreads_what_it_should() -> None:
+    config = get_recipe("llama3_8b")()
+    config.model.recompute_granularity = None
+    eight = estimate(config, Gpus.parse("8xH100"))
+    sixteen = estimate(config, Gpus.parse("16xH100"))
+    assert sixteen.weights == pytest.approx(eight.weights / 2)
+    assert sixteen.moments == pytest.approx(eight.moments / 2)
+    assert sixteen.activations == pytest.approx(eight.activations)
+    config.model.tensor_model_parallel_size = 4
+    split = estimate(config, Gpus.parse("8xH100"))
+    assert split.weights == pytest.approx(eight.weights)
+    assert eight.activations / 4 < split.activations < eight.activations
+    config.model.tensor_model_parallel_size = 1
+    config.dist.fsdp = False
+    copies = estimate(config, Gpus.parse("8xH100"))
+    assert copies.weights == pytest.approx(8 * eight.weights)
+    assert copies.gradients == pytest.approx(4 * PUBLISHED["llama3_8b"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ("8", "such as 8xH100"),
+        ("0xH100", "such as 8xH100"),
+        ("8xH10", "Did you mean 'H100'"),
+        ("3xH100", "groups of"),
+    ],
+)
+def test_impossible_gpus(gpus: str, message: str) -> None:
+    config = get_recipe("llama3_8b")()
+    config.model.tensor_model_parallel_size = 2
+    with pytest.raises(UserError, match=message):
+        estimate(config, Gpus.parse(gpus))
+
+
+def test_what_does_not_fit_is_told_with_what_would_help() -> None:
+    gpus = Gpus.parse("8xH100")
+    found = estimate(get_recipe("llama3_70b")(), gpus)
+    assert found.peak > MARGIN * 79.2 * GIB
+    assert "does not fit" in verdict(found, gpus)
+    config = get_recipe("tiny")()
+    config.model.architecture = None
+    with pytest.raises(UserError, match="architecture is not given"):
+        estimate(config, gpus)
+
+
+# ---- measured: tensors that PyTorch allocates in two steps of the engine
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nemo_skills.examples.tiny_model import build
+
+    folder = tmp_path_factory.mktemp("memory")
+    build(folder / "model", for_training=True)
+    text = " ".join(map(str, range(400)))
+    (folder / "texts.jsonl").write_text((json.dumps({"text": text}) + "\n") * 16)
+    pair = {"prompt": "a", "chosen": text, "rejected": text + " 1"}
+    (folder / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 16)
+    return folder
+
+
+@dataclass
+class Alive:
+    """Adds up the bytes of all tensors that are alive; storages count once."""
+
+    now: int = 0
+    peak: int = 0
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen or not size:
+            return
+        self.seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.drop, key, size)
+
+    def drop(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+def measured_peak(config: ConfigContainer) -> int:
+    """Return the most bytes of tensors at any time in the training of a container."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from nemo_skills.training.engine import checkpoint, job, parallel
+    from nemo_skills.training.engine.dpo import dpo_task
+    from nemo_skills.training.engine.loop import Trainer
+    from nemo_skills.training.engine.outcome import StopFlag
+    from nemo_skills.training.engine.sft import sft_task
+
+    alive = Alive()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    alive.add(leaf)
+            return result
+
+    settings = config.main_config()
+    task = dpo_task(settings) if config.dpo else sft_task(settings)
+    topology = parallel.start(settings.model, settings.trainer)
+    run = job.build_run(settings, task, topology)
+    for weights in (*run.training.model.parameters(), *run.training.model.buffers()):
+        alive.add(weights.data)
+    folder = Path(settings.exp_manager.explicit_log_dir)
+    kept = settings.exp_manager.checkpoint_callback_params
+    trainer = Trainer(run, checkpoint.Checkpoints(folder, kept, topology, {}), None, StopFlag(None))
+    trainer._save = lambda _: None  # type: ignore[method-assign]  # not part of a step
+    with Watch():
+        trainer.train(checkpoint.Progress())
+    return alive.peak
+
+
+def small(source: Path, out: Path, changes: list[str]) -> ConfigContainer:
+    config = get_recipe("tiny_pretrain")()
+    config.model.restore_from_path = str(source / "model")
+    config.data.train.file_path = str(source / "texts.jsonl")
+    config.data.train.seq_length = 257
+    config.train.train_iters = 2
+    config.train.global_batch_size = 4
+    config.logger.log_dir = str(out)
+    override(config, changes)
+    return config
+
+
+@pytest.mark.service("train")
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_estimates_agree_with_tensors_of_real_steps(changes: list[str], source: Path, tmp_path: Path) -> None:
+    config = small(source, tmp_path, changes)
+    found = estimate(config, Gpus.parse("1xCPU"))
+    assert found.peak == pytest.approx(measured_peak(config), rel=0.15), found.lines()
+
+
+@pytest.mark.service("train")
+def test_the_estimate_of_pairs_counts_the_reference(source: Path, tmp_path: Path) -> None:
+    config = small(
+        source, tmp_path, [f"data.train.file_path={source}/pairs.jsonl", "model.from_scratch=false"]
+    )
+    config.dpo = DpoConfig()
+    config.train.global_batch_size = config.train.micro_batch_size = 2
+    found = estimate(config, Gpus.parse("1xCPU"))
+    # the model as it was is not among the weights of the run: it is added here
+    assert found.peak == pytest.approx(measured_peak(config) + found.reference, rel=0.15), found.lines()
+    assert found.reference > 0
+
+
+@pytest.mark.service("train")
+def test_new_weights_have_the_shape_of_the_recipe_and_depend_on_the_seed_alone(
+    source: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from nemo_skills.training.engine.fresh import fresh_model
+    from nemo_skills.training.engine.parallel import Topology
+
+    topology = Topology(device=torch.device("cpu"))
+    made = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = small(source, tmp_path, [f"train.seed={seed}", f"model.architecture={WIDE}"])
+        folder = fresh_model(source / "model", config.main_config().model, tmp_path / name, topology)
+        made[name] = load_file(folder / "model.safetensors")
+        assert json.loads((folder / "config.json").read_text())["hidden_size"] == 256
+        assert (folder / "tokenizer.json").is_file()
+        assert sum(tensor.numel() for tensor in made[name].values()) == shape(config).weights
+    key = "model.layers.3.mlp.up_proj.weight"
+    assert torch.equal(made["a"][key], made["b"][key])
+    assert not torch.equal(made["a"][key], made["c"][key])
+    too_few = small(source, tmp_path, ["model.architecture.vocab_size=100"]).main_config().model
+    with pytest.raises(UserError, match=r"the tokenizer has .* tokens, the model 100"):
+        fresh_model(source / "model", too_few, tmp_path / "d", topology)
+
+
+@pytest.mark.service("train")
+def test_a_pretraining_runs_and_learns_and_is_not_mixed_with_other_runs(source: Path, tmp_path: Path) -> None:
+    config = small(source, tmp_path / "run", ["train.train_iters=12", "optimizer.lr=0.01"])
+    command = [sys.executable, "-m", "nemo_skills.training.start_sft", *config.main_overrides()]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert losses[0] == pytest.approx(6.24, abs=0.1), "log(512): nothing is known yet"
+    assert losses[-1] < 4
+    changed = subprocess.run(
+        [*command, "++model.from_scratch=false"], env=env, check=False, capture_output=True, text=True
+    )
+    assert changed.returncode == 2
+    assert "model.from_scratch=True, which is now False" in changed.stderr
