@@ -1,11 +1,12 @@
 """How fast models convert between Hugging Face folders and NeMo checkpoints, next to `cp` of the same bytes.
 
-A random bf16 model of 2.1 GB (1.07 billion parameters, two files) is made once. Then, several times in turn:
-`cp -r` of its folder, Hugging Face to NeMo, `cp -r` of the NeMo checkpoint, NeMo to Hugging Face. All four write
-to the same disk and end when their files are on it (fsync), all read what the page cache holds, all begin with a
-quiet disk (sync); medians are compared. Conversions run in a fresh process each, whose imports (printed) are not
-part of the time; `peak_rss_mb` is the largest resident set of such a process or of one that it starts. At the
-end the tensors of the last round trip are compared with the model's, byte by byte.
+A random bf16 model of 2.1 GB (1.07 billion parameters, two files) is made once. Then, several times in
+turn: `cp -r` of its folder, Hugging Face to NeMo, `cp -r` of the NeMo checkpoint, NeMo to Hugging Face.
+All four write to the same disk and end when their files are on it (fsync), all read what the page cache
+holds, all begin with a quiet disk (sync); medians are compared. Conversions run in a fresh process each,
+whose imports (printed) are not part of the time; `peak_rss_mb` is the largest resident set of such a
+process or of one that it starts. At the end the tensors of the last round trip are compared with the
+model's, byte by byte.
 Run: `python benchmarks/conversion.py [repetitions]`. The last line is one JSON object.
 """
 
