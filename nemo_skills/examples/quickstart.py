@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_skills.core.errors import JobFailedError
+from nemo_skills.core.hydra import encode_override
 from nemo_skills.core.jsonl import disk_errors
 from nemo_skills.core.script import run_script
 from nemo_skills.examples import arithmetic, first_answers, tiny_model
@@ -164,7 +165,7 @@ def prepare(folder: Folder, seed: int) -> None:
     )
     run(
         "nemo_skills.training.prepare_packed_ft_dataset",
-        f"++model.data.train_ds.file_names=[{folder.rows}]",
+        encode_override("model.data.train_ds.file_names", [str(folder.rows)]),
         "++model.data.train_ds.max_seq_length=512",
         f"++tokenizer_path={folder.model}",
         f"++output_dir={folder.packed}",

@@ -53,6 +53,7 @@ def test_from_a_nemo_checkpoint_to_scores(slurm_user: SlurmUser, monkeypatch: py
     user.settings["containers"]["vllm"] = f"venv:{vllm_python().parents[1]}"
     user.settings["default_timeout"] = "00:20:00"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("NEMO_SKILLS_DATA_DIR", user.path("data"))
     folder = quickstart.Folder(user.workspace)
     quickstart.make(folder, 0)
     quickstart.prepare(folder, 0)
