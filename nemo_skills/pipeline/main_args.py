@@ -46,7 +46,8 @@ def validate(schema: str, args: Sequence[str], *, local_files: bool = True) -> N
     Raises:
         UserError: One line for each unknown key, wrong type and missing value.
     """
-    from nemo_skills.core._compose import check, find_file
+    from nemo_skills.core._compose import check
+    from nemo_skills.core._config_file import find_file
 
     module, _, name = schema.partition(":")
     config_class: type = getattr(importlib.import_module(module), name)
@@ -57,7 +58,7 @@ def validate(schema: str, args: Sequence[str], *, local_files: bool = True) -> N
 
 def _local_file(line: CommandLine) -> Path | None:
     """Return the config file, or None when its folder is on another machine."""
-    from nemo_skills.core._compose import config_folders, find_file
+    from nemo_skills.core._config_file import config_folders, find_file
 
     remote = line.config_name and not all(folder.is_dir() for folder in config_folders(line))
     return None if remote else find_file(line)

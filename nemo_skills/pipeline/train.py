@@ -19,7 +19,7 @@ from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
 from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import ClusterOptions, JobOptions, NodeOptions, TrainOptions, WandbOptions
 from nemo_skills.pipeline.train_nemo import nemo_result, start_job, start_model
-from nemo_skills.pipeline.train_recipe import resolve_recipe
+from nemo_skills.pipeline.train_recipe import names_of_recipe, resolve_recipe
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
 LOG = get_logger(__name__)
@@ -112,7 +112,8 @@ def train(
     approach(request.cluster)
     if own.num_training_jobs and not job.no_validate:
         local = request.cluster.executor == "none"
-        main_args.validate(MAINS[own.training_algo][1], main_arguments(request), local_files=local)
+        with names_of_recipe(own):
+            main_args.validate(MAINS[own.training_algo][1], main_arguments(request), local_files=local)
     try:
         return launch(plan, dry_run=job.dry_run)
     except JobFailedError as error:

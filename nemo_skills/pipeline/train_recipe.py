@@ -1,7 +1,8 @@
 """`ns train --recipe`: a recipe, changed by arguments, becomes the first arguments of the main."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from nemo_skills.core.errors import UserError
@@ -43,6 +44,18 @@ def resolve_recipe(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -
         nodes = NodeOptions(num_gpus=chosen.devices or 0, num_nodes=chosen.nodes or nodes.num_nodes)
     own = replace(own, training_algo=chosen.algo, config_path=None, config_name=None)
     return Resolved(own=own, nodes=nodes, recipe=chosen.arguments)
+
+
+@contextmanager
+def names_of_recipe(own: TrainOptions) -> Iterator[None]:
+    """Let errors that the main's checks raise name keys as the recipe does, if there is one."""
+    try:
+        yield
+    except UserError as error:
+        if own.recipe is None:
+            raise
+        text = importlib.import_module(RECIPES).in_names_of_recipes(str(error), own.training_algo)
+        raise UserError(text) from None
 
 
 def _refuse_owned(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from nemo_skills.core._grammar import encode
 from nemo_skills.core.hydra import MISSING
 from nemo_skills.training.recipes import overrides, registry
-from nemo_skills.training.recipes.config import ConfigContainer
+from nemo_skills.training.recipes.config import ConfigContainer, DpoConfig
+from nemo_skills.training.recipes.main_keys import main_names, renamed
 
 
 class Chosen(NamedTuple):
@@ -36,6 +37,12 @@ def changed(name: str, args: Sequence[str]) -> ConfigContainer:
     config = registry.get_recipe(name)()
     overrides.override(config, args)
     return config
+
+
+def in_names_of_recipes(message: str, algo: str) -> str:
+    """Return what a main says of its keys in the names that recipes have for them."""
+    config = ConfigContainer(dpo=DpoConfig() if algo == "dpo" else None)
+    return renamed(message, main_names(config))
 
 
 def listing() -> list[tuple[str, str]]:

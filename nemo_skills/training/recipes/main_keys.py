@@ -77,7 +77,7 @@ def main_config(config: ConfigContainer) -> Any:
         said = "is missing" if problem.kind == "missing" else problem.message
         qualified = problem.kind == "missing" or not _mentions(said, names)
         lines.append(f"{path}: {said}" if path and qualified else said)
-    raise UserError("\n".join(_renamed(line, names) for line in lines))
+    raise UserError(renamed("\n".join(lines), names))
 
 
 def main_names(config: ConfigContainer) -> dict[str, str]:
@@ -109,7 +109,7 @@ def _mentions(message: str, names: Mapping[str, str]) -> bool:
     return any(name in message for name in names)
 
 
-def _renamed(message: str, names: Mapping[str, str]) -> str:
+def renamed(message: str, names: Mapping[str, str]) -> str:
     """Write the container's names for the main's; those that say only the end of a key stay as they are."""
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return re.sub(rf"(?<![\w.])(?:{pattern})(?![\w])", lambda m: names[m[0]], message)
