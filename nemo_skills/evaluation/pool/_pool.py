@@ -182,8 +182,9 @@ class _Shift:
     def _limit(self, worker: Worker) -> float:
         """Return how long the answer that a worker is at may take."""
         at = worker.in_work()
-        limit = self._limits.rounds[0 if at is None else worker.tasks[at].round]
-        is_new = not worker.graded and len(self._limits.rounds) > 1
+        number = 0 if at is None else worker.tasks[at].round
+        limit = self._limits.rounds[number]
+        is_new = not worker.graded and not number and len(self._limits.rounds) > 1
         return min(limit * _SETTLES_IN, self._limits.timeout_s) if is_new else limit
 
     def _hear(self, worker: Worker) -> None:
@@ -199,7 +200,9 @@ class _Shift:
 
     def _supply(self, worker: Worker) -> None:
         batch = self._pace.batch
-        ready = not (worker.killed or worker.wants_to_send)
+        # a slow answer comes alone: what waited behind it could not be given up in time
+        slow = bool(worker.tasks) and worker.tasks[-1].round > 0
+        ready = not (worker.killed or worker.wants_to_send or slow)
         if ready and len(worker.tasks) <= (_AHEAD - 1) * batch:
             tasks = self._take(batch)
             if tasks:
