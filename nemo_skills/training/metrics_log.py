@@ -18,6 +18,8 @@ from nemo_skills.training.loss_curve import write_curve
 LOG = get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+OnMetrics = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and its figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class LogOptions:
     wandb: WandbOptions | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     """The run's configuration, which W&B shows."""
+    on_metrics: OnMetrics | None = None
+    """Called with all that is logged."""
 
 
 class Sink(Protocol):
@@ -80,6 +84,8 @@ class MetricsLog:
             _JsonlSink(folder / METRICS_FILE, options.resume_step),
             ConsoleSink(options),
         ]
+        if options.on_metrics:
+            sinks.append(_FunctionSink(options.on_metrics))
         return cls(folder, (*sinks, *_boards(folder, options)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -114,6 +120,17 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _FunctionSink:
+    def __init__(self, function: OnMetrics) -> None:
+        self._function = function
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._function(step, values)
+
+    def close(self) -> None:
+        """Nothing is pending."""
 
 
 def _boards(folder: Path, options: LogOptions) -> Iterator[Sink]:

@@ -5,17 +5,22 @@ One process: `python -m nemo_skills.training.start_dpo ++model.restore_from_path
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from nemo_skills.core.hydra import main
 from nemo_skills.training.dpo_config import DpoConfig
 
+if TYPE_CHECKING:
+    from nemo_skills.training.metrics_log import OnMetrics
+
 __all__ = ["DpoConfig", "run", "start_dpo"]
 
 
-def start_dpo(config: DpoConfig) -> None:
+def start_dpo(config: DpoConfig, on_metrics: "OnMetrics | None" = None) -> None:
     """Fine-tune a model on pairs of answers; a rerun goes on from the last checkpoint.
 
     Exit code 0: all steps are done. 3: stopped after saving, by `exp_manager.max_time_per_run` or SIGTERM.
+    Python code may give a function that gets the figures of every step.
     """
     # a launcher imports this module for the schema alone
     from nemo_skills.training.engine.outcome import STOPPED_EXIT_CODE, StopFlag, already_finished
@@ -26,7 +31,7 @@ def start_dpo(config: DpoConfig) -> None:
     stop = StopFlag(config.exp_manager.seconds_per_run)
     from nemo_skills.training.engine.dpo import train_dpo
 
-    if not train_dpo(config, stop):
+    if not train_dpo(config, stop, on_metrics):
         sys.exit(STOPPED_EXIT_CODE)
 
 

@@ -299,3 +299,29 @@ def test_omegaconf_merges_and_overrides_as_in_other_toolkits() -> None:
         apply_overrides(config, {"train": {"train_itres": 5}})
     with pytest.raises(UserError, match=r"unknown key\. Did you mean 'train\.train_iters'"):
         parse_hydra_overrides(held, ["train.train_itres=5"])
+
+
+def note(step: int, values: typing.Mapping[str, float]) -> None:
+    """Stand for a function of a user."""
+
+
+def test_functions_survive_files_and_overrides_and_are_not_written() -> None:
+    config = tiny()
+    config.logger.on_metrics = note
+    held, excluded = to_omegaconf(config)
+    assert excluded == {"logger.on_metrics": note}
+    values: Any = OmegaConf.to_container(parse_hydra_overrides(held, ["logger.name=x"]), resolve=True)
+    apply_overrides(config, values, excluded)
+    override(config, ["logger.log_interval=5"])
+    assert (config.logger.name, config.logger.log_interval, config.logger.on_metrics) == ("x", 5, note)
+    other = tiny()
+    apply_overrides(other, values, excluded)
+    assert other.logger.on_metrics is note
+    assert "on_metrics" not in to_yaml(config)
+    assert not [word for word in to_overrides(config) if "on_metrics" in word]
+    with pytest.raises(UserError, match=r"logger\.on_metrics: a function cannot be passed on"):
+        config.main_overrides()
+    with pytest.raises(UserError, match="expected a function or None, got 3"):
+        config.logger.on_metrics = 3  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"logger\.on_metrics"):
+        override(config, ["logger.on_metrics=print"])

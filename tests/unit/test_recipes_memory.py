@@ -270,17 +270,41 @@ def test_new_weights_have_the_shape_of_the_recipe_and_depend_on_the_seed_alone(
         fresh_model(source / "model", too_few, tmp_path / "d", topology)
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+from nemo_skills.core.script import run_script
+from nemo_skills.training.recipes import ConfigContainer
+from nemo_skills.training.recipes.run import train
+
+def note(step, values):
+    if "loss" in values:
+        with Path(sys.argv[1]).with_name("told.txt").open("a") as file:
+            print(step, values["loss"], file=file)
+
+if __name__ == "__main__":
+    config = ConfigContainer.from_main_overrides(Path(sys.argv[1]).read_text().splitlines())
+    config.logger.on_metrics = note
+    run_script(lambda: train(config))
+"""
+
+
 @pytest.mark.service("train")
 def test_a_pretraining_runs_and_learns_and_is_not_mixed_with_other_runs(source: Path, tmp_path: Path) -> None:
     config = small(source, tmp_path / "run", ["train.train_iters=12", "optimizer.lr=0.01"])
-    command = [sys.executable, "-m", "nemo_skills.training.start_sft", *config.main_overrides()]
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    arguments = tmp_path / "arguments.txt"
+    arguments.write_text("\n".join(config.main_overrides()))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(script), str(arguments)]
     subprocess.run(command, env=env, check=True, capture_output=True)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert losses[0] == pytest.approx(6.24, abs=0.1), "log(512): nothing is known yet"
     assert losses[-1] < 4
-    changed = subprocess.run(
-        [*command, "++model.from_scratch=false"], env=env, check=False, capture_output=True, text=True
-    )
+    told = [line.split() for line in (tmp_path / "told.txt").read_text().splitlines()]
+    assert [(int(step), float(loss)) for step, loss in told] == list(enumerate(losses, 1))
+    arguments.write_text(arguments.read_text() + "\n++model.from_scratch=false")
+    changed = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     assert changed.returncode == 2
     assert "model.from_scratch=True, which is now False" in changed.stderr

@@ -18,16 +18,22 @@ from nemo_skills.training.engine.loss import IGNORED
 from nemo_skills.training.engine.model import build_model, evaluating
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
+from nemo_skills.training.metrics_log import OnMetrics
 from nemo_skills.training.tokenise_pairs import check_pair, tokenise_pair
 
 
-def train_dpo(config: DpoConfig, stop: StopFlag) -> bool:
+def train_dpo(config: DpoConfig, stop: StopFlag, on_metrics: OnMetrics | None = None) -> bool:
     """Train, or go on training; tell whether all steps are done.
+
+    Args:
+        config: of the training.
+        stop: tells when to stop early.
+        on_metrics: called in the main process with all that is logged.
 
     Raises:
         UserError: the configuration, the data or the model cannot be used.
     """
-    return job.train(config, dpo_task(config), stop)
+    return job.train(config, replace(dpo_task(config), on_metrics=on_metrics), stop)
 
 
 def dpo_task(config: DpoConfig) -> Task:

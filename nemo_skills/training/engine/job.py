@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from nemo_skills.training.engine.outcome import Outcome, StopFlag, forget_outcom
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.engine.samples import CheckRow, RowSamples, TokeniseRow, open_samples
 from nemo_skills.training.engine.settings import check_settings, run_settings
-from nemo_skills.training.metrics_log import LogOptions, MetricsLog, WandbOptions
+from nemo_skills.training.metrics_log import LogOptions, MetricsLog, OnMetrics, WandbOptions
 from nemo_skills.training.tokenise import load_tokenizer
 
 LOG = get_logger(__name__)
@@ -50,6 +50,8 @@ class Task:
     check_row: CheckRow
     batches: type[Batches]
     build_objective: Callable[[Place], Objective]
+    on_metrics: OnMetrics | None = None
+    """Called in the main process with all that is logged."""
 
 
 def train(config: TrainingConfig, task: Task, stop: StopFlag) -> bool:
@@ -63,7 +65,7 @@ def train(config: TrainingConfig, task: Task, stop: StopFlag) -> bool:
         logging.getLogger().setLevel(logging.WARNING)
     with _claimed(config, topology):
         run = build_run(config, task, topology)
-        finished = go_on(run, config, stop)
+        finished = go_on(run, config, stop, task.on_metrics)
     parallel.stop()
     return finished
 
@@ -143,7 +145,7 @@ def build_run(config: TrainingConfig, task: Task, topology: Topology) -> Run:
     return run
 
 
-def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:
+def go_on(run: Run, config: TrainingConfig, stop: StopFlag, on_metrics: OnMetrics | None = None) -> bool:
     """Train from the last checkpoint on; tell whether all steps are done."""
     folder = Path(config.exp_manager.explicit_log_dir)
     checkpoints = Checkpoints(
@@ -162,7 +164,8 @@ def go_on(run: Run, config: TrainingConfig, stop: StopFlag) -> bool:
     log = None
     if run.topology.is_main:
         forget_outcome(folder)
-        log = MetricsLog.open(folder, _log_options(config, run, progress.step))
+        options = replace(_log_options(config, run, progress.step), on_metrics=on_metrics)
+        log = MetricsLog.open(folder, options)
     try:
         progress = Trainer(run, checkpoints, log, stop).train(progress)
     finally:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: every token of the answers counts the same."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,16 +14,22 @@ from nemo_skills.training.engine.loop import Run
 from nemo_skills.training.engine.outcome import StopFlag
 from nemo_skills.training.engine.parallel import Topology
 from nemo_skills.training.engine.samples import one_document
+from nemo_skills.training.metrics_log import OnMetrics
 from nemo_skills.training.tokenise import check_row
 
 
-def train_sft(config: SftConfig, stop: StopFlag) -> bool:
+def train_sft(config: SftConfig, stop: StopFlag, on_metrics: OnMetrics | None = None) -> bool:
     """Train, or go on training; tell whether all steps are done.
+
+    Args:
+        config: of the training.
+        stop: tells when to stop early.
+        on_metrics: called in the main process with all that is logged.
 
     Raises:
         UserError: the configuration, the data or the model cannot be used.
     """
-    return job.train(config, sft_task(config), stop)
+    return job.train(config, replace(sft_task(config), on_metrics=on_metrics), stop)
 
 
 def build_run(config: SftConfig, topology: Topology) -> Run:

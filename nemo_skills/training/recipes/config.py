@@ -3,11 +3,18 @@
 Every setting here is one of `start_sft` and `start_dpo` under another name, see `settings`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemo_skills.training.recipes.settings import Settings, check_types, group, of, optional_group
+from nemo_skills.training.recipes.settings import (
+    Settings,
+    check_types,
+    group,
+    of,
+    optional_group,
+    python_only,
+)
 
 __all__ = [
     "Architecture",
@@ -155,6 +162,9 @@ class LoggerConfig(Settings):
     wandb_name: str | None = of("exp_manager.wandb_logger_kwargs.name")
     wandb_group: str | None = of("exp_manager.wandb_logger_kwargs.group")
     tensorboard: bool = of("exp_manager.create_tensorboard_logger")
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = python_only(
+        "function of Python that gets each step and its figures, in the main process"
+    )
 
 
 @dataclass(kw_only=True)

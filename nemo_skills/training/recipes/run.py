@@ -62,11 +62,11 @@ def _train(config: ConfigContainer) -> None:
     if config.algo == "dpo":
         from nemo_skills.training.start_dpo import start_dpo
 
-        start_dpo(settings)
+        start_dpo(settings, config.logger.on_metrics)
     else:
         from nemo_skills.training.start_sft import start_sft
 
-        start_sft(settings)
+        start_sft(settings, config.logger.on_metrics)
 
 
 def _main() -> None:
