@@ -85,8 +85,7 @@ class NemoTensors:
         known = set()
         for rule in rules_of(family, shape):
             for layer in range(shape.layers) if rule.per_layer else [None]:
-                total = sum(tensor.shape(shape)[0] for tensor in rule.hf)
-                self._find(NemoRows(rule, layer, total - 1, 1))
+                self._find(NemoRows(rule, layer, 0, 1))
                 tensors = list(self._candidates(rule, layer))
                 self._check_size(rule, tensors, shape)
                 known |= {tensor.key for tensor, _ in tensors}
