@@ -31,6 +31,7 @@ def main() -> None:
         num_gpus=options.num_gpus,
         num_nodes=options.num_nodes,
         num_training_jobs=options.num_training_jobs,
+        average_steps=options.average_steps,
         **where,
     )
     models = {"nemo": (f"{output}/model-averaged-nemo", name)}
@@ -42,10 +43,10 @@ def main() -> None:
         convert_to="hf",
         model_type=options.model_type,
         input_model=f"{output}/model-averaged-nemo",
-        output_model=f"{output}/model-converted-hf",
+        output_model=f"{output}/model-averaged-hf",
         **where,
     )
-    models |= dict.fromkeys(("vllm", "hf"), (f"{output}/model-converted-hf", f"{name}-to-hf"))
+    models |= dict.fromkeys(("vllm", "hf"), (f"{output}/model-averaged-hf", f"{name}-to-hf"))
 
     if "trtllm" in options.server_types:
         convert(
@@ -53,12 +54,12 @@ def main() -> None:
             run_after=f"{name}-to-hf",
             convert_from="hf",
             convert_to="trtllm",
-            input_model=f"{output}/model-converted-hf",
-            output_model=f"{output}/model-converted-trtllm",
+            input_model=f"{output}/model-averaged-hf",
+            output_model=f"{output}/model-averaged-trtllm",
             num_gpus=options.num_gpus,
             **where,
         )
-        models["trtllm"] = (f"{output}/model-converted-trtllm", f"{name}-to-trtllm")
+        models["trtllm"] = (f"{output}/model-averaged-trtllm", f"{name}-to-trtllm")
 
     for server_type in options.server_types:
         model, made_by = models[server_type]
@@ -92,6 +93,7 @@ def parse() -> argparse.Namespace:
     add("--num_gpus", type=int, default=0, help="GPUs per node, for each step that uses them")
     add("--num_nodes", type=int, default=1, help="nodes that train")
     add("--num_training_jobs", type=int, default=1, help="jobs that train one after the other")
+    add("--average_steps", default="", help="checkpoints to average, as 500,1000; default: all that are kept")
     add("--server_types", default="vllm", type=lambda text: text.split(","), help="vllm, nemo, hf, trtllm")
     add("--server_args", default="", help="more arguments for each server")
     add("--benchmarks", default="gsm8k", help="what to score the model on")

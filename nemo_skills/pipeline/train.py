@@ -18,7 +18,7 @@ from nemo_skills.pipeline.launch.records import Record
 from nemo_skills.pipeline.launch.slurm_script import seconds, time_limit
 from nemo_skills.pipeline.launch.submit import approach, launch
 from nemo_skills.pipeline.options import ClusterOptions, JobOptions, NodeOptions, TrainOptions, WandbOptions
-from nemo_skills.pipeline.train_nemo import nemo_result, start_job, start_model
+from nemo_skills.pipeline.train_nemo import hf_result, nemo_result, start_job, start_model
 from nemo_skills.pipeline.train_recipe import names_of_recipe, resolve_recipe
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
@@ -74,7 +74,7 @@ class Request:
     @property
     def result(self) -> str:
         """Folder of the averaged model."""
-        return self.own.final_hf_path or str(PurePosixPath(self.own.output_dir) / "model-averaged-hf")
+        return hf_result(self.own)
 
 
 @wrapper(main=MAIN, schema=SCHEMA)
@@ -86,12 +86,12 @@ def train(
     own: TrainOptions,
     wandb: WandbOptions,
 ) -> Record | None:
-    """Train a model, and average its checkpoints into `<output_dir>/model-averaged-hf`.
+    """Train a model, and average its checkpoints into `<output_dir>/model-averaged-hf`, or `-nemo`.
 
     The jobs of a chain (--num_training_jobs) continue one another; those that find nothing left to do end at
     once. Calling it again goes on from the last checkpoint. With --training_algo=dpo the main is
-    nemo_skills.training.start_dpo. With --nemo_model the result is a NeMo checkpoint too,
-    `model-averaged-nemo`. With --recipe arguments have the keys of recipes: ns recipe show NAME.
+    nemo_skills.training.start_dpo. With --nemo_model the result is a NeMo checkpoint as well.
+    With --recipe arguments have the keys of recipes: ns recipe show NAME.
     """
     resolved = resolve_recipe(own, nodes, main_args.normalise(ctx.args))
     own = resolved.own

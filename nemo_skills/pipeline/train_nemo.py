@@ -14,13 +14,23 @@ SUFFIX = "-from-nemo"
 
 def start_model(own: TrainOptions) -> str | None:
     """Return the model to start from; a NeMo checkpoint is converted to there."""
-    return str(PurePosixPath(own.output_dir) / "start-model-hf") if own.nemo_model else own.hf_model
+    return _between(own, "start-model") if own.nemo_model else own.hf_model
+
+
+def hf_result(own: TrainOptions) -> str:
+    """Return the folder of the averaged model; where a NeMo checkpoint is the result, a step on the way."""
+    result = str(PurePosixPath(own.output_dir) / "model-averaged-hf")
+    return own.final_hf_path or (_between(own, "model-averaged") if own.nemo_model else result)
 
 
 def nemo_result(own: TrainOptions) -> str | None:
     """Return the folder of the averaged model as a NeMo checkpoint, where one is wanted."""
     default = str(PurePosixPath(own.output_dir) / "model-averaged-nemo")
     return own.final_nemo_path or (default if own.nemo_model else None)
+
+
+def _between(own: TrainOptions, name: str) -> str:
+    return str(PurePosixPath(own.output_dir) / "in-hf-format" / name)
 
 
 def start_job(name: str, own: TrainOptions, cluster: ClusterConfig) -> Job | None:

@@ -25,6 +25,8 @@ LOG = get_logger(__name__)
 
 SOURCES_FILE = "averaged_from.json"
 """In the result: the checkpoints that it is the mean of."""
+_OF_OTHERS = ("converted_from.json",)
+"""What would tell of the model that training began with."""
 _PIECE = 1 << 20
 """Numbers per piece: pieces of all inputs fit into a processor's cache."""
 _SHOWN = 5
@@ -81,7 +83,8 @@ def _write(
                 left.unlink()
         write_tensors(temporary, folders[0].kinds, lambda name: mean_pieces(folders, name), shard_bytes)
         for file in folders[-1].other_files:
-            shutil.copyfile(file, temporary / file.name)
+            if file.name not in _OF_OTHERS:
+                shutil.copyfile(file, temporary / file.name)
         write_file(temporary / SOURCES_FILE, orjson.dumps(sources, option=orjson.OPT_INDENT_2))
         if output.exists():
             shutil.rmtree(output)

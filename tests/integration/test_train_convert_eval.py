@@ -28,6 +28,7 @@ TRAINING = " ".join(
         "++model.optim.sched.warmup_steps=20",
         "++trainer.sft.max_epochs=100",
         f"++trainer.sft.max_steps={STEPS}",
+        "++trainer.sft.save_interval=50",
     )
 )
 
@@ -64,12 +65,8 @@ def test_from_a_nemo_checkpoint_to_scores(slurm_user: SlurmUser, monkeypatch: py
     packed = folder.packed / "packed_512_seed0.input_ids.npy"
     example = [sys.executable, str(EXAMPLE), f"--cluster={user.config()}", f"--nemo_model={start}"]
     example += [f"--training_data={packed}", f"--output_dir={user.path('out')}", "--model_type=llama"]
-    example += [
-        "--num_training_jobs=3",
-        "--server_types=vllm,nemo",
-        f"--train_args={TRAINING}",
-        "--expname=t",
-    ]
+    example += ["--num_training_jobs=3", "--average_steps=550,600", f"--train_args={TRAINING}", "--expname=t"]
+    example += ["--server_types=vllm,nemo"]
     example += ["--server_args=--max-model-len=512 --enforce-eager", "--benchmarks=arithmetic"]
     submitted = subprocess.run(
         [*example, f"--extra_datasets={folder.benchmarks}"], capture_output=True, text=True
