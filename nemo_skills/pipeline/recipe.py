@@ -11,6 +11,9 @@ from nemo_skills.pipeline.options import RecipeOptions
 from nemo_skills.pipeline.train_recipe import RECIPES
 from nemo_skills.pipeline.wrapper import Context, wrapper
 
+_WIDEST = 44
+"""A longer value pushes only the rest of its own line."""
+
 
 @wrapper(overrides=True)
 def recipe(ctx: Context, own: RecipeOptions) -> str:
@@ -42,7 +45,7 @@ def recipe(ctx: Context, own: RecipeOptions) -> str:
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     """Align all columns but the last."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    widths = [min(_WIDEST, max(len(row[i]) for row in rows)) for i in range(len(rows[0]) - 1)]
     return "".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) + "\n"
         for row in rows

@@ -265,6 +265,12 @@ def test_new_weights_have_the_shape_of_the_recipe_and_depend_on_the_seed_alone(
     key = "model.layers.3.mlp.up_proj.weight"
     assert torch.equal(made["a"][key], made["b"][key])
     assert not torch.equal(made["a"][key], made["c"][key])
+    config = small(source, tmp_path, ["train.seed=2", f"model.architecture={WIDE}"])
+    before = (tmp_path / "c/model.safetensors").stat().st_mtime_ns
+    fresh_model(source / "model", config.main_config().model, tmp_path / "c", topology)
+    assert (tmp_path / "c/model.safetensors").stat().st_mtime_ns == before, "made once"
+    fresh_model(source / "model", config.main_config().model, tmp_path / "a", topology)
+    assert torch.equal(load_file(tmp_path / "a/model.safetensors")[key], made["c"][key]), "of another seed"
     too_few = small(source, tmp_path, ["model.architecture.vocab_size=100"]).main_config().model
     with pytest.raises(UserError, match=r"the tokenizer has .* tokens, the model 100"):
         fresh_model(source / "model", too_few, tmp_path / "d", topology)
@@ -308,3 +314,8 @@ def test_a_pretraining_runs_and_learns_and_is_not_mixed_with_other_runs(source: 
     changed = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     assert changed.returncode == 2
     assert "model.from_scratch=True, which is now False" in changed.stderr
+    config.model.architecture.hidden_size = 64  # type: ignore[union-attr]
+    arguments.write_text("\n".join(config.main_overrides()))
+    changed = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+    assert changed.returncode == 2
+    assert "of a run with model.architecture=" in changed.stderr

@@ -5,15 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.core.jsonl import write_file
 from nemo_skills.core.log import get_logger
 from nemo_skills.training.config import ModelConfig
 from nemo_skills.training.engine.export import copy_side_files
 from nemo_skills.training.engine.parallel import Topology
 
 LOG = get_logger(__name__)
+
+_ORIGIN = ".json"
+"""Beside the folder, not in it: what lies in the folder of a model is copied with it."""
 
 
 def fresh_model(source: Path, config: ModelConfig, folder: Path, topology: Topology) -> Path:
@@ -32,7 +37,7 @@ def fresh_model(source: Path, config: ModelConfig, folder: Path, topology: Topol
         UserError: there is no config, or it does not fit the tokenizer.
     """
     problem = None
-    if topology.is_main and not (folder / "config.json").is_file():
+    if topology.is_main and not _is_made(folder, config):
         try:
             _write(source, config, folder)
         except (OSError, ValueError, KeyError, RuntimeError, UserError) as error:
@@ -40,6 +45,20 @@ def fresh_model(source: Path, config: ModelConfig, folder: Path, topology: Topol
     if problem := topology.from_main(problem):
         raise problem
     return folder
+
+
+def _origin(config: ModelConfig) -> dict[str, Any]:
+    shape = asdict(config.architecture) if config.architecture else None
+    return {"tokenizer": config.restore_from_path, "seed": config.seed, "architecture": shape}
+
+
+def _is_made(folder: Path, config: ModelConfig) -> bool:
+    """Whether there are weights already; others, of a run that has saved nothing, are made anew."""
+    try:
+        found = orjson.loads(folder.with_name(folder.name + _ORIGIN).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return bool(found == _origin(config))
 
 
 def _write(source: Path, config: ModelConfig, folder: Path) -> None:
@@ -60,7 +79,11 @@ def _write(source: Path, config: ModelConfig, folder: Path) -> None:
     LOG.info("New weights: %s of a %s", f"{model.num_parameters():,}", settings.model_type)
     copy_side_files(source, draft)
     model.save_pretrained(draft)
+    origin = folder.with_name(folder.name + _ORIGIN)
+    origin.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
+    write_file(origin, orjson.dumps(_origin(config)))
 
 
 def _settings(source: Path, config: ModelConfig, tokenizer: Any) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def run_settings(config: TrainingConfig) -> Settings:
     shared = model.tensor_model_parallel_size * model.context_parallel_size
     dp = max(1, int(os.environ.get("WORLD_SIZE", "1")) // shared)
     key = "model.data.train_ds"
+    shape = asdict(model.architecture) if model.from_scratch and model.architecture else None
     return {
         f"{key}.{'file_path' if data.file_path else 'file_names'}": [_describe(p) for p in _paths(data, key)],
         f"{key}.packed_sequence": data.packed_sequence,
@@ -35,6 +37,7 @@ def run_settings(config: TrainingConfig) -> Settings:
         f"{key}.shuffle": data.shuffle,
         "model.restore_from_path": model.restore_from_path,
         "model.from_scratch": model.from_scratch,
+        "model.architecture": shape,
         "model.seed": model.seed,
         "model.peft.peft_scheme": model.peft.peft_scheme,
     }
