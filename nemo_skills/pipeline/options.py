@@ -203,7 +203,7 @@ class TrainOptions:
     hf_model: str | None = option(None, "Hugging Face folder (or hub name) of the model to start from.")
     nemo_model: str | None = option(None, "The same as a NeMo checkpoint, which is converted first.")
     recipe: str | None = option(
-        None, "Name of a recipe to start from (see ns recipe list), whose keys the arguments then have."
+        None, "Recipe to start from (see ns recipe list), or file.py:function; arguments have its keys then."
     )
     training_algo: str = option("sft", "Fine-tuning on responses, or on preferences.", choices=("sft", "dpo"))
     training_data: tuple[str, ...] = option(

@@ -201,6 +201,29 @@ def test_an_unknown_recipe() -> None:
         get_recipe("lama3_8b")
 
 
+def test_recipes_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from nemo_skills.training.recipes import ConfigContainer, tiny\n"
+        "def short():\n    config = tiny.sft_config()\n    config.train.train_iters = 3\n    return config\n"
+        "def frozen():\n    return ConfigContainer()\n"
+        "def none():\n    pass\n"
+    )
+    config = get_recipe(f"{file}:short")()
+    assert config.train.train_iters == 3
+    assert {leaf.path: leaf.origin for leaf in config.leaves()}["train.train_iters"] == f"{file}:4"
+    get_recipe(f"{file}:frozen")().train.train_iters = 4
+    assert get_recipe("nemo_skills.training.recipes.tiny:lora_config")().peft.scheme == "lora"
+    for name, message in (
+        (f"{file}:shrot", "Did you mean 'short'"),
+        (f"{file}:none", "returned NoneType"),
+        (f"{tmp_path}/other.py:short", "no such file"),
+        ("no.such.module:short", "cannot be imported"),
+    ):
+        with pytest.raises(UserError, match=message):
+            get_recipe(name)()
+
+
 def test_importing_recipes_imports_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "numpy", "nemo_run", "hydra", "omegaconf"}
     code = "import sys; from nemo_skills.training.recipes import get_recipe; get_recipe('tiny')(); "

@@ -2,9 +2,12 @@
 
 import functools
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.training.recipes.config import ConfigContainer
@@ -58,13 +61,47 @@ def names() -> tuple[str, ...]:
 def get_recipe(name: str) -> Callable[[], ConfigContainer]:
     """Return the function that makes the container of a recipe.
 
+    Args:
+        name: of one that is listed, or `module:function` or `file.py:function` of your own.
+
     Raises:
         UserError: there is no such recipe.
     """
+    if ":" in name:
+        return functools.partial(_make_own, name)
     found = entries().get(name)
     if found is None:
         raise UserError(f"there is no recipe '{name}'.{did_you_mean(name, entries())} See ns recipe list.")
     return found.function
+
+
+def _make_own(name: str) -> ConfigContainer:
+    place, _, attribute = name.rpartition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        hint = did_you_mean(attribute, [key for key, value in vars(module).items() if callable(value)])
+        raise UserError(f"recipe {name}: {place} has no function '{attribute}'.{hint}")
+    made = function()
+    if not isinstance(made, ConfigContainer):
+        raise UserError(f"recipe {name}: returned {type(made).__name__}, not a ConfigContainer")
+    return made.editable()
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"recipe module {name} cannot be imported: {error}") from None
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"recipe file {path}: there is no such file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _entries() -> Iterator[Entry]:
