@@ -126,7 +126,10 @@ def check_input(request: Request) -> None:
     cluster, own = request.cluster, request.own
     if cluster.ssh_tunnel is not None:
         return
-    path = Path(host_path(cluster, own.input_model)).expanduser()
+    try:
+        path = Path(host_path(cluster, own.input_model)).expanduser()
+    except UserError:  # the job will say that it cannot see it
+        return
     if path.exists():
         found = importlib.import_module(_INSPECT).detect_format(path)
         if found != own.convert_from:
