@@ -24,6 +24,8 @@ def executor(options: argparse.Namespace) -> run.Executor:
     variables = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     common = {"launcher": "torchrun", "env_vars": variables, "packager": run.Packager()}
     if options.executor == "docker":
+        # on the host's network nobody knows the container by its name
+        variables["PET_LOCAL_ADDR"] = "localhost"
         return run.DockerExecutor(
             container_image=options.image,
             volumes=options.volume,
