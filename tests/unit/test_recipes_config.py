@@ -286,7 +286,7 @@ def test_all_forms_lead_back(name: str, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("yaml")
 
     @settings(
-        max_examples=25 if name.startswith("tiny") else 2,
+        max_examples=12 if name.startswith("tiny") else 2,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

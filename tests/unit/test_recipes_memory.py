@@ -4,19 +4,18 @@ import json
 import os
 import subprocess
 import sys
-import weakref
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.training.architecture import Architecture
+from nemo_skills.training.engine.settings import check_settings, run_settings
 from nemo_skills.training.recipes import ConfigContainer, get_recipe, names
 from nemo_skills.training.recipes.config import DpoConfig
 from nemo_skills.training.recipes.memory import GIB, MARGIN, Gpus, estimate, verdict
 from nemo_skills.training.recipes.overrides import override
+from tests.conftest import REPO
 
 PUBLISHED = {
     "llama3_1b": 1_235_814_400,
@@ -38,6 +37,7 @@ PUBLISHED = {
 }
 """Numbers of weights, as the hub shows them."""
 WIDE = "{hidden_size: 256, intermediate_size: 1024, num_hidden_layers: 4, num_key_value_heads: 2}"
+LAUNCH = [sys.executable, "-m", "nemo_skills.training.launch", "--processes=2", "--"]
 CASES = {
     "as it is": [],
     "several micro-batches, logits in pieces": [
@@ -150,64 +150,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass
-class Alive:
-    """Adds up the bytes of all tensors that are alive; storages count once."""
-
-    now: int = 0
-    peak: int = 0
-    seen: set[int] = field(default_factory=set)
-
-    def add(self, tensor: Any) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.seen or not size:
-            return
-        self.seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.drop, key, size)
-
-    def drop(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-
 def measured_peak(config: ConfigContainer) -> int:
     """Return the most bytes of tensors at any time in the training of a container."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+    from tests.unit.recipe_memory import measure
 
-    from nemo_skills.training.engine import checkpoint, job, parallel
-    from nemo_skills.training.engine.dpo import dpo_task
-    from nemo_skills.training.engine.loop import Trainer
-    from nemo_skills.training.engine.outcome import StopFlag
-    from nemo_skills.training.engine.sft import sft_task
-
-    alive = Alive()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, torch.Tensor):
-                    alive.add(leaf)
-            return result
-
-    settings = config.main_config()
-    task = dpo_task(settings) if config.dpo else sft_task(settings)
-    topology = parallel.start(settings.model, settings.trainer)
-    run = job.build_run(settings, task, topology)
-    for weights in (*run.training.model.parameters(), *run.training.model.buffers()):
-        alive.add(weights.data)
-    folder = Path(settings.exp_manager.explicit_log_dir)
-    kept = settings.exp_manager.checkpoint_callback_params
-    trainer = Trainer(run, checkpoint.Checkpoints(folder, kept, topology, {}), None, StopFlag(None))
-    trainer._save = lambda _: None  # type: ignore[method-assign]  # not part of a step
-    with Watch():
-        trainer.train(checkpoint.Progress())
-    return alive.peak
+    return measure(config)["peak"]
 
 
 def small(source: Path, out: Path, changes: list[str]) -> ConfigContainer:
@@ -228,6 +175,30 @@ def test_estimates_agree_with_tensors_of_real_steps(changes: list[str], source: 
     config = small(source, tmp_path, changes)
     found = estimate(config, Gpus.parse("1xCPU"))
     assert found.peak == pytest.approx(measured_peak(config), rel=0.15), found.lines()
+
+
+@pytest.mark.service("train")
+def test_estimates_agree_where_two_processes_share_a_model(source: Path, tmp_path: Path) -> None:
+    wide = [f"model.architecture={WIDE}", "data.train.seq_length=65", "train.global_batch_size=8"]
+    configs = {
+        "fsdp": small(source, tmp_path / "fsdp", [*wide, "model.architecture.vocab_size=2048"]),
+        "tensor": small(source, tmp_path / "tensor", [*wide, "model.tensor_model_parallel_size=2"]),
+    }
+    for name, config in configs.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(config.main_overrides()))
+    arguments = [tmp_path / "measured.json", *(tmp_path / f"{name}.txt" for name in configs)]
+    subprocess.run(
+        [*LAUNCH, "-m", "tests.unit.recipe_memory", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=REPO,
+        check=True,
+    )
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    for config, found in zip(configs.values(), measured, strict=True):
+        expected = estimate(config, Gpus.parse("2xCPU"))
+        assert expected.weights == pytest.approx(found["weights"], rel=0.01)
+        assert expected.moments == pytest.approx(found["moments"], rel=0.01)
+        assert expected.peak == pytest.approx(found["peak"], rel=0.15), expected.lines()
 
 
 @pytest.mark.service("train")
@@ -310,12 +281,11 @@ def test_a_pretraining_runs_and_learns_and_is_not_mixed_with_other_runs(source: 
     assert losses[-1] < 4
     told = [line.split() for line in (tmp_path / "told.txt").read_text().splitlines()]
     assert [(int(step), float(loss)) for step, loss in told] == list(enumerate(losses, 1))
-    arguments.write_text(arguments.read_text() + "\n++model.from_scratch=false")
-    changed = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
-    assert changed.returncode == 2
-    assert "model.from_scratch=True, which is now False" in changed.stderr
-    config.model.architecture.hidden_size = 64  # type: ignore[union-attr]
-    arguments.write_text("\n".join(config.main_overrides()))
-    changed = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
-    assert changed.returncode == 2
-    assert "of a run with model.architecture=" in changed.stderr
+    for change, message in (
+        ("model.from_scratch=false", "model.from_scratch=True, which is now False"),
+        ("model.architecture.hidden_size=64", "of a run with model.architecture="),
+    ):
+        override(config, [change])
+        with pytest.raises(UserError, match=message):
+            check_settings(tmp_path / "run/finished.json", run_settings(config.main_config()))
+        override(config, ["model.from_scratch=true"])
