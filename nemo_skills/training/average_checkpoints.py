@@ -21,9 +21,14 @@ LOG = get_logger(__name__)
 class AverageConfig:
     """Which checkpoints to average, and where the result goes."""
 
-    checkpoints_dir: str = opt(MISSING, "folder of the checkpoints, named step=100 or checkpoint-100")
+    checkpoints_dir: str = opt(
+        MISSING, "folder of the checkpoints, named step=100, checkpoint-100 or as NeMo's"
+    )
     steps: list[int] | None = opt(None, "steps of the checkpoints to take; null takes all complete ones")
     output: str = opt(MISSING, "folder for the result")
+    hf_model_name: str | None = opt(
+        None, "folder or hub name of config and tokenizer, for NeMo checkpoints that have none"
+    )
     nemo_output: str | None = opt(None, "folder for the same model as a NeMo checkpoint")
     max_shard_gb: float = opt(5.0, "size of a weight file above which another one is begun")
 
@@ -42,7 +47,8 @@ def average_checkpoints(config: AverageConfig) -> None:
     steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
     LOG.info("averaging %d checkpoints of %s: steps %s", len(checkpoints), config.checkpoints_dir, steps)
     start = time.monotonic()
-    done = average(checkpoints, Path(config.output), int(config.max_shard_gb * 1e9))
+    shard_bytes = int(config.max_shard_gb * 1e9)
+    done = average(checkpoints, Path(config.output), shard_bytes, config.hf_model_name)
     if done.nbytes:
         seconds = time.monotonic() - start
         read = done.nbytes * len(checkpoints) / 1e9

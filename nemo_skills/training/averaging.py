@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from nemo_skills.conversion.hf_copy import hf_copy
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import check_space, disk_errors, open_locked, write_file
 from nemo_skills.core.log import get_logger
@@ -16,7 +17,7 @@ from nemo_skills.core.safetensors import (
     differences,
     write_tensors,
 )
-from nemo_skills.training.checkpoint_folders import Checkpoint
+from nemo_skills.training.checkpoint_folders import Checkpoint, is_nemo_folder
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +40,19 @@ class Averaged(NamedTuple):
     """Size of the result; 0 when it was there already."""
 
 
-def average(checkpoints: Sequence[Checkpoint], output: Path, shard_bytes: int) -> Averaged:
+def average(
+    checkpoints: Sequence[Checkpoint], output: Path, shard_bytes: int, hf_model_name: str | None = None
+) -> Averaged:
     """Write the mean of checkpoints to a folder, which appears complete or not at all.
 
-    Config and tokenizer are those of the last checkpoint. A result of the same checkpoints is left as it is.
+    Config and tokenizer are those of the last checkpoint, or of NeMo checkpoints without them those of
+    `hf_model_name`. A result of the same checkpoints is left as it is.
 
     Raises:
         UserError: checkpoints differ in names, shapes or types; one is damaged; the disk is too full; or the
             output folder holds something else.
     """
-    folders = [open_checkpoint(checkpoint.model) for checkpoint in checkpoints]
+    folders = [open_checkpoint(checkpoint.model, hf_model_name) for checkpoint in checkpoints]
     sources = _describe(checkpoints, folders)
     if is_mean_of(output, sources):
         LOG.info("%s is the mean of these checkpoints already", output)
@@ -64,11 +68,9 @@ def average(checkpoints: Sequence[Checkpoint], output: Path, shard_bytes: int) -
     return Averaged(folders[0].nbytes)
 
 
-def open_checkpoint(folder: Path) -> SafetensorsFolder:
-    """Return the tensors of a checkpoint; other formats than Hugging Face's are to be added here."""
-    if any((folder / name).exists() for name in ("model_weights", "weights", "model_config.yaml")):
-        raise UserError(f"{folder} looks like a NeMo checkpoint: convert it to Hugging Face format before")
-    return SafetensorsFolder(folder)
+def open_checkpoint(folder: Path, hf_model_name: str | None = None) -> SafetensorsFolder:
+    """Return the tensors of a checkpoint; of one in NeMo's format, those of a converted copy beside it."""
+    return SafetensorsFolder(hf_copy(folder, hf_model_name) if is_nemo_folder(folder) else folder)
 
 
 def _write(

@@ -15,6 +15,8 @@ from nemo_skills.core.errors import UserError
 from nemo_skills.core.safetensors import SafetensorsFolder
 from nemo_skills.examples import tiny_model
 from nemo_skills.inference.server import serve_trtllm
+from nemo_skills.training.averaging import average
+from nemo_skills.training.checkpoint_folders import find_checkpoints
 from tests.services.process import wait_until
 
 pytestmark = pytest.mark.service("train")
@@ -141,6 +143,27 @@ def test_engines_of_tensorrt_llm_are_served_as_such(tmp_path: Path) -> None:
         "tensorrt",
     ]
     assert serve_trtllm.command(serve)[-2:] == ["--tokenizer", str(tmp_path)]
+
+
+def test_nemo_checkpoints_are_averaged(model: Path, tmp_path: Path) -> None:
+    for step, name in (
+        (10, "step=10"),
+        (20, "megatron_gpt_sft--val_loss=0.913-step=20-consumed_samples=64-last"),
+    ):
+        output = tmp_path / "checkpoints" / name
+        hf_to_nemo.convert(ConvertConfig(input_model=str(model), output_model=str(output)))
+        if step == 20:  # as a trainer writes it, without anything but weights
+            for file in (output / "model_weights").iterdir():
+                file.rename(output / file.name)
+            for other in ("hf", "model_weights"):
+                shutil.rmtree(output / other)
+            (output / "model_config.yaml").unlink()
+    for _ in range(2):  # copies beside checkpoints are no checkpoints
+        found = find_checkpoints(tmp_path / "checkpoints")
+        assert [checkpoint.step for checkpoint in found] == [10, 20]
+        average(found, tmp_path / "mean", 10**9, str(model))
+    assert weights(tmp_path / "mean") == weights(model)
+    assert (tmp_path / "mean" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
 
 
 def test_a_mean_becomes_a_nemo_checkpoint_too(model: Path, tmp_path: Path) -> None:
