@@ -118,3 +118,35 @@ def test_arguments_are_checked_at_submission(capsys: pytest.CaptureFixture[str])
     words[1] = "--convert_from=hf"
     assert cli.main([*words, "--convert_to=trtllm", "--num_gpus=2", "++quantization=fp9"]) == 2
     assert "fp9" in capsys.readouterr().err
+
+
+def test_a_chain_in_python(weird_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The calls that users of NeMo checkpoints chain; folders of one step are those of the next."""
+    config = weird_tmp_path / "cluster.yaml"
+    text = "executor: slurm\njob_dir: /jobs\nmounts: ['/lustre:/workspace']\n"
+    config.write_text(f"{text}containers: {{nemo: n, nemo-skills: s, trtllm: t, vllm: v}}\n")
+    output = "/workspace/t"
+    where = {"cluster": str(config), "dry_run": True}
+    cli.train(
+        ctx=cli.wrap_arguments(""), expname="t", output_dir=output, nemo_model="/workspace/llama3.1-8b-base",
+        num_nodes=8, num_gpus=8, num_training_jobs=2, training_data="/workspace/sft-data.jsonl", **where,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert f"++nemo_output={output}/model-averaged-nemo" in shown
+    assert f"{output}/model-averaged-hf" not in shown, "that name is for the conversion which follows"
+    cli.convert(
+        ctx=cli.wrap_arguments(""), input_model=f"{output}/model-averaged-nemo", run_after="t",
+        output_model=f"{output}/model-averaged-hf", expname="t-to-hf", convert_from="nemo", convert_to="hf",
+        model_type="llama", num_gpus=8, hf_model_name="meta-llama/Meta-Llama-3.1-8B", **where,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "after: t\n" in shown
+    assert "--gpus-per-node" not in shown
+    cli.convert(
+        ctx=cli.wrap_arguments("++max_seq_len=16384"), input_model=f"{output}/model-averaged-hf", num_gpus=8,
+        output_model=f"{output}/model-averaged-trtllm", expname="t-to-trtllm", convert_from="hf",
+        convert_to="trtllm", model_type="llama", **where,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "--gpus-per-node=8" in shown
+    assert "++tensor_parallel_size=8 ++pipeline_parallel_size=1 ++max_seq_len=16384" in shown
