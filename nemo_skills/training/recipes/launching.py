@@ -45,7 +45,7 @@ def shell_safe(args: Sequence[str]) -> list[str]:
     """
     if all(re.fullmatch(rf"[\w{re.escape(_PLAIN)}]+", arg, re.ASCII) for arg in args):
         return list(args)
-    return [ENCODED, *(quote(arg, safe=_PLAIN) for arg in args)]
+    return [ENCODED, *(quote(arg, safe=_PLAIN).replace("~", "%7E") for arg in args)]
 
 
 def launch(
