@@ -40,6 +40,11 @@ def resolve_recipe(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -
     flags = {"config-path": own.config_path, "config-name": own.config_name}
     file = [f"--{flag}={text}" for flag, text in flags.items() if text]
     chosen = importlib.import_module(RECIPES).choose(own.recipe, [*file, *args])
+    if own.training_algo not in ("sft", chosen.algo):
+        raise UserError(
+            f"--training_algo={own.training_algo} does not go with --recipe={own.recipe}, which is for"
+            f" {chosen.algo}: the recipe decides"
+        )
     if not nodes.num_gpus:
         nodes = NodeOptions(num_gpus=chosen.devices or 0, num_nodes=chosen.nodes or nodes.num_nodes)
     own = replace(own, training_algo=chosen.algo, config_path=None, config_name=None)

@@ -78,6 +78,7 @@ def test_a_file_changes_the_recipe(tmp_path: Path) -> None:
         (OWN, ("++train.train_itres=1",), "Did you mean 'train.train_iters'"),
         (OWN, ("++trainer.dpo.max_steps=1",), "In recipes it is called 'train.train_iters'"),
         (TrainOptions(recipe="llama_8b", output_dir="/o"), (), "no recipe 'llama_8b'. Did you mean"),
+        (TrainOptions(recipe="tiny", output_dir="/o", training_algo="dpo"), (), "the recipe decides"),
     ],
 )
 def test_what_does_not_fit_is_refused(own: TrainOptions, args: tuple[str, ...], message: str) -> None:

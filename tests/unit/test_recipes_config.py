@@ -79,6 +79,8 @@ def test_a_recipe_can_be_changed_and_a_container_is_frozen() -> None:
     frozen = config.frozen()
     with pytest.raises(UserError, match="frozen"):
         frozen.train.train_iters = 3
+    with pytest.raises(UserError, match="frozen"):
+        override(frozen, ["train.train_iters=3"])
     assert frozen.editable() == frozen == config
     with pytest.raises(UserError, match="frozen"):
         ConfigContainer().train.train_iters = 3

@@ -105,8 +105,7 @@ class Settings:
     if not TYPE_CHECKING:  # type checkers know the fields
 
         def __setattr__(self, name: str, value: object) -> None:
-            if self.__dict__.get("_editable") is False:
-                raise UserError(f"{type(self).__name__} is frozen: take config.editable(), a copy to change")
+            self._refuse_frozen()
             self._put(name, value, _caller())
 
     def __post_init__(self) -> None:
@@ -158,7 +157,11 @@ class Settings:
             origins: by path, where values come from.
             changed_by: where those come from that `origins` does not name, if they differ.
             above: path of this group.
+
+        Raises:
+            UserError: the group is frozen.
         """
+        self._refuse_frozen()
         for name, value in values.items():
             path, inner = f"{above}{name}", getattr(self, name, None)
             kind = self._group_type(name)
@@ -193,6 +196,10 @@ class Settings:
         if constructed and not isinstance(checked, Settings) and checked == fields[name].default():
             return
         origins[name] = origin
+
+    def _refuse_frozen(self) -> None:
+        if self.__dict__.get("_editable") is False:
+            raise UserError(f"{type(self).__name__} is frozen: take config.editable(), a copy to change")
 
     def _set_editable(self, editable: bool) -> None:
         object.__setattr__(self, "_editable", editable)
