@@ -23,6 +23,8 @@ from nemo_skills.training.recipes.config import (
 SEQ_LENGTH = 4096
 _NODE = 8
 """GPUs of a node."""
+_WIDE = 4096
+"""Wider models are pretrained with half the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,9 @@ def pretrain(size: Size) -> ConfigContainer:
         train_iters=100_000,
         train_epochs=1,
     )
-    config.optimizer = OptimizerConfig(lr=3e-4, betas=[0.9, 0.95], weight_decay=0.1)
-    config.scheduler = SchedulerConfig(lr_warmup_iters=2000, min_lr=3e-5)
+    lr = 3e-4 if size.architecture.hidden_size <= _WIDE else 1.5e-4
+    config.optimizer = OptimizerConfig(lr=lr, betas=[0.9, 0.95], weight_decay=0.1)
+    config.scheduler = SchedulerConfig(lr_warmup_iters=2000, min_lr=lr / 10)
     return config
 
 
