@@ -16,7 +16,8 @@ class ConvertConfig:
     output_model: str = opt(MISSING, "where the result goes; a name that ends in .nemo makes one tar file")
     model_type: str | None = opt(None, "llama, mistral, qwen2, …; null takes what the model's config says")
     hf_model_name: str | None = opt(
-        None, "folder or hub name that config and tokenizer are taken from, where the model has none"
+        None,
+        "folder or hub name: of config and tokenizer, where a NeMo model has none; of the tokenizer, to NeMo",
     )
     dtype: str | None = opt(None, "type of the result: fp32, bf16 or fp16; null keeps the type")
     processes: int | None = opt(None, "files written side by side; null depends on size and CPUs")

@@ -15,6 +15,7 @@ from nemo_skills.conversion.stand_ins import StandInUnpickler, TensorRecord
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.safetensors import ITEM_SIZES
 
+_STORAGES = {"F64": "DoubleStorage", "F32": "FloatStorage", "BF16": "BFloat16Storage", "F16": "HalfStorage"}
 _LOCAL_HEADER = 30
 _LOCAL_LENGTHS = slice(26, 30)
 
@@ -146,7 +147,9 @@ class TorchDistReader:
         if chunk not in self._starts:
             try:
                 self._starts[chunk] = _find_data(tensor, chunk)
-            except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, IndexError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # damage has many faces: offsets, compression, pickles
                 where = f"{chunk.container.path} at {chunk.container.start:,}"
                 raise UserError(f"{where}: the data of {tensor.key} is damaged: {error}") from error
         return self._starts[chunk]
@@ -186,6 +189,8 @@ def _find_data(tensor: StoredTensor, chunk: StoredChunk) -> int:
         whole = data.file_size == _width(chunk.sizes, tensor) and data.compress_type == zipfile.ZIP_STORED
         if (tuple(size), offset, tuple(strides)) != (chunk.sizes, 0, _contiguous(chunk.sizes)):
             raise ValueError("it is stored in another order of numbers than metadata says")
+        if storage[1].__name__ != _STORAGES[tensor.dtype]:
+            raise ValueError(f"it is a {storage[1].__name__}, metadata says {tensor.dtype}")
         if not (little and whole):
             raise ValueError("it is not as long as metadata says")
         file.seek(piece.start + data.header_offset)
