@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -216,7 +217,9 @@ def _run(jobs: Sequence[_Job], processes: int) -> None:
     side_by_side = min(processes, len(large))
     if side_by_side > 1:
         # copies of this process: a script that calls this needs no guard around its main part
-        with ProcessPoolExecutor(side_by_side, get_context("fork"), initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(
+            side_by_side, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+        ) as pool:
             try:
                 list(pool.map(_Job.run, large))
             except BaseException:
@@ -227,10 +230,17 @@ def _run(jobs: Sequence[_Job], processes: int) -> None:
             job.run()
 
 
-def _end_with_parent() -> None:
-    """Have this process killed when the one that started it is: it must not go on writing."""
+def _begin(parent: int) -> None:
+    """Prepare a process that writes: when the one that started it is killed, it must not go on."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    if "torch" in sys.modules:
+        import torch
+
+        # threads of the parent do not exist here, and torch would wait for them
+        torch.set_num_threads(1)
 
 
 def _rename(result: Path, output: Path) -> None:

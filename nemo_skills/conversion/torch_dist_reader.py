@@ -157,7 +157,9 @@ class TorchDistReader:
 
 def is_training_state(key: str) -> bool:
     """Whether an entry belongs to training and not to the model."""
-    return key.startswith(("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler"))
+    return "_extra_state" in key or key.startswith(
+        ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler")
+    )
 
 
 def _width(rest: tuple[int, ...], tensor: StoredTensor) -> int:

@@ -20,7 +20,7 @@ ITEM_SIZES = {
 """Names of types, as the format has them, to bytes for each number."""
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".distcp", ".h5", ".msgpack")
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".distcp", ".h5", ".msgpack", ".gguf", ".onnx", ".nemo")
 
 
 @dataclass(frozen=True)

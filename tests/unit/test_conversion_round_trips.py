@@ -121,6 +121,18 @@ def test_compressed_tars_are_read(tmp_path: Path) -> None:
     assert not {name for name in names if "unpacked." in name or "unfinished" in name}
 
 
+def test_nemo_2_folders_are_read(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    nemo = to_nemo(model, tmp_path / "nemo")
+    for path in nemo.iterdir():
+        if path.name != "model_weights":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (nemo / "model_weights").rename(nemo / "weights")
+    with pytest.raises(UserError, match="give hf_model_name"):
+        to_hf(nemo, tmp_path / "back")
+    assert_same(model, to_hf(nemo, tmp_path / "back", hf_model_name=str(model)))
+
+
 @pytest.mark.parametrize("direction", ["there", "back"])
 def test_types_are_cast(tmp_path: Path, direction: str) -> None:
     model = make_model(tmp_path / "model", "qwen2", "float32")
