@@ -130,6 +130,7 @@ def test_slurm_executor_on_two_nodes(
 def test_ns_train(tiny: Tiny, expected: Losses, tmp_path: Path) -> None:
     options = ("--recipe=tiny", f"--output_dir={tmp_path / 'out'}", f"--hf_model={tiny.model}")
     options += (f"--training_data={tiny.rows}", "--training_device=cpu", "--num_gpus=2")
+    options += (f"--average_steps={STEPS}",)
     argv = [
         sys.executable,
         "-m",
