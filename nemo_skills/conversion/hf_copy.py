@@ -11,6 +11,8 @@ from pathlib import Path
 from nemo_skills.conversion import nemo_to_hf
 from nemo_skills.conversion.config import ConvertConfig
 from nemo_skills.conversion.inspect import detect_format
+from nemo_skills.conversion.nemo_files import files_below
+from nemo_skills.conversion.nemo_source import given_files
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import open_locked
 from nemo_skills.core.log import get_logger
@@ -65,11 +67,12 @@ def hf_copy(checkpoint: Path, hf_model_name: str | None = None) -> Path:
 
 def fingerprint(checkpoint: Path, hf_model_name: str | None = None) -> str:
     """Return a name for what a checkpoint holds: from sizes, times and samples of all its files."""
-    files = [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    files = [checkpoint] if checkpoint.is_file() else files_below(checkpoint)
     digest = hashlib.sha256(f"{_LAYOUT}\0{hf_model_name}\0".encode())
-    for file in files:
+    for file in [*files, *given_files(hf_model_name)]:
         stat = file.stat()
-        place = "" if file == checkpoint else file.relative_to(checkpoint)
+        place = file.relative_to(checkpoint) if file.is_relative_to(checkpoint) else file.name
+        place = "" if file == checkpoint else place
         digest.update(f"{place}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
         with file.open("rb") as data:
             for sample in range(min(_SAMPLES, -(-stat.st_size // _SAMPLE_BYTES))):

@@ -23,7 +23,8 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tekken.json",
 )  # fmt: skip
 _TOKENIZER_NAMES = ("tokenizer", "chat_template", "additional_chat_templates")
-_ROPE_TYPES = ("default", "llama3")
+_ROPE_TYPES = ("default", "linear", "llama3")
+_LLAMA31_FACTOR = 8.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def _check_config(config: ModelConfig, where: str) -> None:
         LOG.warning(
             "%s: NeMo does not know rope_type=%s; on the way back it is kept", where, config.rope_type
         )
+    if config.rope_type == "llama3" and config.rope_factor != _LLAMA31_FACTOR:
+        LOG.warning(
+            "%s: NeMo knows rope scaling of type llama3 with the factor %g only; on the way back %s is kept",
+            where, _LLAMA31_FACTOR, config.rope_factor,
+        )  # fmt: skip
 
 
 def _without_tied(weights: SafetensorsFolder, config: ModelConfig) -> dict[str, TensorKind]:
@@ -136,7 +142,7 @@ def config_with_dtype(text: bytes, dtype: str | None) -> bytes:
     if dtype is None:
         return text
     raw = orjson.loads(text)
-    key = "torch_dtype" if "torch_dtype" in raw else "dtype"
-    if raw.get(key) == torch_name(dtype):
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["dtype"]
+    if all(raw.get(key) == torch_name(dtype) for key in keys):
         return text
-    return orjson.dumps(raw | {key: torch_name(dtype)}, option=orjson.OPT_INDENT_2) + b"\n"
+    return orjson.dumps(raw | dict.fromkeys(keys, torch_name(dtype)), option=orjson.OPT_INDENT_2) + b"\n"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from nemo_skills.conversion.dtypes import nemo_precision
+from nemo_skills.conversion.dtypes import nemo_precision, torch_name
 from nemo_skills.conversion.families import Family
 from nemo_skills.conversion.model_config import DecoderShape, ModelConfig
 from nemo_skills.core.errors import UserError
@@ -16,6 +16,17 @@ _LLAMA31_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+_MUST_BE: Mapping[str, tuple[object, ...]] = {
+    "activation": ("fast-swiglu", "swiglu", "silu"),
+    "normalization": ("rmsnorm", "RMSNorm"),
+    "position_embedding_type": ("rope",),
+    "rotary_percentage": (1.0,),
+    "rotary_interleaved": (False,),
+    "layernorm_zero_centered_gamma": (False,),
+    "apply_embedding_scaling": (False,),
+}
+"""What decides about results without leaving a trace in the tensors, and what all families here have."""
 
 
 def nemo_config(config: ModelConfig, family: Family, dtype: str, tokenizer: str) -> bytes:
@@ -60,6 +71,8 @@ def nemo_config(config: ModelConfig, family: Family, dtype: str, tokenizer: str)
         "optim": {"name": "fused_adam"},
         **family.nemo_settings(config),
     }
+    if config.rope_type == "linear":
+        content["seq_len_interpolation_factor"] = config.rope_factor
     return yaml.safe_dump(content, sort_keys=False).encode()
 
 
@@ -87,7 +100,10 @@ def parse_nemo_config(text: bytes, model_type: str, vocab: int, where: str) -> M
             vocab=int(raw.get("override_vocab_size") or vocab),
             tied=bool(raw.get("share_embeddings_and_output_weights", True)),
         )
+        _check_kind(raw, where)
         window = raw.get("window_size")
+        stretch = raw.get("seq_len_interpolation_factor")
+        rope = "linear" if stretch else "default"
         return ModelConfig(
             model_type=model_type,
             shape=shape,
@@ -96,11 +112,11 @@ def parse_nemo_config(text: bytes, model_type: str, vocab: int, where: str) -> M
             norm_eps=float(raw.get("layernorm_epsilon", 1e-5)),
             init_std=float(raw.get("init_method_std", 0.02)),
             rope_base=float(raw.get("rotary_base", 10000.0)),
-            rope_type="llama3" if raw.get("scale_positional_embedding") else "default",
-            rope_factor=None,
-            sliding_window=int(window[0]) if window else None,
+            rope_type="llama3" if raw.get("scale_positional_embedding") else rope,
+            rope_factor=float(stretch) if stretch else None,
+            sliding_window=int(window[0]) if window and int(window[0]) > 0 else None,
             linear_bias=bool(raw.get("bias")),
-            activation="silu" if "swiglu" in str(raw.get("activation", "swiglu")) else str(raw["activation"]),
+            activation="silu",
         )
     except yaml.YAMLError as error:
         raise UserError(f"{where} is no YAML: {error}") from None
@@ -110,12 +126,26 @@ def parse_nemo_config(text: bytes, model_type: str, vocab: int, where: str) -> M
         raise UserError(f"{where} is no model config: {error}") from None
 
 
-def hf_config(config: ModelConfig, family: Family) -> Mapping[str, object]:
-    """Return a `config.json` that transformers understands."""
+def _check_kind(raw: Mapping[str, object], where: str) -> None:
+    """Refuse models whose tensors look like those of a family here, but that compute something else."""
+    for key, possible in _MUST_BE.items():
+        value = raw.get(key)
+        if value is not None and value not in possible:
+            raise UserError(f"{where}: {key}={value} is nothing that a family known here has")
+
+
+def hf_config(config: ModelConfig, family: Family, dtype: str) -> Mapping[str, object]:
+    """Return a `config.json` that transformers understands, for weights of a type."""
     shape = config.shape
+    rope: Mapping[str, object] | None = None
+    if config.rope_type == "llama3":
+        rope = _LLAMA31_ROPE
+    elif config.rope_type == "linear":
+        rope = {"rope_type": "linear", "factor": config.rope_factor}
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
+        "torch_dtype": torch_name(dtype),
         "hidden_act": "silu",
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -129,7 +159,7 @@ def hf_config(config: ModelConfig, family: Family) -> Mapping[str, object]:
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
         "rope_theta": config.rope_base,
-        "rope_scaling": _LLAMA31_ROPE if config.rope_type == "llama3" else None,
+        "rope_scaling": rope,
         "sliding_window": config.sliding_window,
         "use_cache": True,
     }

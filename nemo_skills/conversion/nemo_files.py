@@ -1,9 +1,11 @@
 """The files of a NeMo checkpoint by name, in a folder or inside a tar."""
 
+import gzip
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ HF_FOLDER = "hf"
 """Where ours keep the files of the Hugging Face model that are neither weights nor tokenizer."""
 _WEIGHT_FOLDERS = ("model_weights", "weights", "")
 _GZIP = b"\x1f\x8b"
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,23 @@ def open_checkpoint(path: Path, scratch: Path) -> Iterator[CheckpointFiles]:
 
 
 def _in_folder(folder: Path) -> dict[str, FileSlice]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = files_below(folder)
     return {path.relative_to(folder).as_posix(): FileSlice(path, 0, path.stat().st_size) for path in files}
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files in a folder and in those below it, which may be links."""
+    files: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(root)
+        if real in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        files += (path for path in (Path(root) / name for name in names) if path.is_file())
+    return sorted(files)
 
 
 def _in_tar(path: Path) -> dict[str, FileSlice]:
@@ -107,15 +125,25 @@ def _in_tar(path: Path) -> dict[str, FileSlice]:
 @contextmanager
 def _unpacked(path: Path, scratch: Path) -> Iterator[Path]:
     """Unpack a compressed tar: its weights cannot be read where they are."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.unpacked.", dir=scratch))
+    with disk_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.unpacked.", dir=scratch))
     try:
-        with disk_errors(folder), tarfile.open(path, "r:gz") as tar:
+        with disk_errors(folder):
+            _unpack(path, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 check_space(folder / "x", member.size)
                 tar.extract(member, folder, filter="data")
-        yield folder
-    except (tarfile.TarError, EOFError) as error:
+            # the checksum follows the last member, where tarfile does not read any more
+            while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
+                pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

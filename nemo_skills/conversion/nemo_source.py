@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,15 +92,34 @@ def _hf_files(
     name = files.find(MODEL_CONFIG)
     if name is None:
         raise UserError(f"{files.where} holds neither {kept}{CONFIG} nor {MODEL_CONFIG}: give hf_model_name")
-    family = _guess_family(tensors, model_type)
-    vocab = tensors.stored[tensors.prefix + _EMBEDDING].size[0]
-    config = parse_nemo_config(files.read(name), family.name, vocab, f"{files.where}: {name}")
+    families = _matching_families(tensors, model_type)
+    embedding = tensors.stored[tensors.prefix + _EMBEDDING]
+    config = parse_nemo_config(
+        files.read(name), families[0].name, embedding.size[0], f"{files.where}: {name}"
+    )
+    family = _with_window(families, config, f"{files.where}: {name}")
     LOG.warning(
         "%s does not say what it was in Hugging Face's terms; taken for a %s model with a vocabulary of %d",
         files.where, family.name, config.shape.vocab,
     )  # fmt: skip
-    text = orjson.dumps(hf_config(config, family), option=orjson.OPT_INDENT_2) + b"\n"
+    content = {**hf_config(config, family, embedding.dtype), **_special_tokens(files)}
+    text = orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
     return text, [_copy(files, name, stored) for name, stored in others.items()]
+
+
+def _special_tokens(files: CheckpointFiles) -> dict[str, int]:
+    """Return what the tokenizer says of the first and the last token: others are no better than a guess."""
+    found = {}
+    with suppress(KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
+        roles = orjson.loads(files.read("tokenizer_config.json"))
+        added = orjson.loads(files.read("tokenizer.json"))["added_tokens"]
+        numbers = {token["content"]: int(token["id"]) for token in added}
+        for role in ("bos_token", "eos_token"):
+            token = roles.get(role)
+            text = token["content"] if isinstance(token, dict) else token
+            if text in numbers:
+                found[f"{role}_id"] = numbers[text]
+    return found
 
 
 def _copy(files: CheckpointFiles, name: str, stored: str) -> FilePlan:
@@ -116,11 +135,19 @@ def _from_model(name: str) -> tuple[bytes, list[FilePlan]]:
         text = (folder / CONFIG).read_bytes()
     except OSError as error:
         raise UserError(f"hf_model_name={name}: cannot read {folder / CONFIG}: {error.strerror}") from None
-    wanted = (p for p in sorted(folder.iterdir()) if p.is_file())
-    return text, [
-        FilePlan(p.name, (p.read_bytes(),)) for p in wanted
-        if is_tokenizer_file(p.name) or p.name == "generation_config.json"
-    ]  # fmt: skip
+    wanted = (path for path in given_files(str(folder)) if path.name != CONFIG)
+    return text, [FilePlan(path.name, (path.read_bytes(),)) for path in wanted]
+
+
+def given_files(hf_model_name: str | None) -> list[Path]:
+    """Return the files that are taken from a model's folder, if it is one and not a name on the hub."""
+    if hf_model_name is None or not Path(hf_model_name).is_dir():
+        return []
+    return [path for path in sorted(Path(hf_model_name).iterdir()) if path.is_file() and _is_taken(path.name)]
+
+
+def _is_taken(name: str) -> bool:
+    return is_tokenizer_file(name) or name in (CONFIG, "generation_config.json")
 
 
 def _download(name: str) -> Path:
@@ -136,8 +163,9 @@ def _download(name: str) -> Path:
         raise UserError(f"hf_model_name={name} is no folder and cannot be fetched: {reason}") from error
 
 
-def _guess_family(tensors: NemoTensors, model_type: str | None) -> Family:
-    """Return the family whose tensors a checkpoint has."""
+def _matching_families(tensors: NemoTensors, model_type: str | None) -> list[Family]:
+    """Return the families whose tensors a checkpoint has."""
+    found = []
     candidates: Mapping[str, Family] = all_families()
     wanted = list(candidates.values()) if model_type is None else find_families(model_type)
     for family in wanted:
@@ -145,6 +173,21 @@ def _guess_family(tensors: NemoTensors, model_type: str | None) -> Family:
         mine = {rule.nemo for rule in family.rules}
         optional = {"output_layer.weight"}
         if all(tensors.has(rule) == (name in mine) for name, rule in others.items() if name not in optional):
-            return family
+            found.append(family)
+    if found:
+        return found
     names = ", ".join(family.name for family in wanted)
     raise UserError(f"the checkpoint has not the tensors of a model of type {names}; give hf_model_name")
+
+
+def _with_window(families: list[Family], config: ModelConfig, where: str) -> Family:
+    """Return the first family, of those that have an attention window if the model has one."""
+    if not config.sliding_window:
+        return families[0]
+    for family in families:
+        if "window_size" in family.nemo_settings(config):
+            return family
+    raise UserError(
+        f"{where}: models of type {families[0].name} have no window_size={config.sliding_window};"
+        " give hf_model_name"
+    )

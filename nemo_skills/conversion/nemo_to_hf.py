@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nemo_skills.conversion.config import ConvertConfig
 from nemo_skills.conversion.hf_plan import plan_hf
-from nemo_skills.conversion.nemo_source import open_nemo
+from nemo_skills.conversion.nemo_source import given_files, open_nemo
 from nemo_skills.conversion.result import (
     Result,
     describe,
@@ -23,7 +23,7 @@ from nemo_skills.conversion.result import (
     shard_size,
     write_result,
 )
-from nemo_skills.conversion.verify import verify_hf
+from nemo_skills.conversion.verify import verify_done, verify_hf
 from nemo_skills.core.errors import require
 from nemo_skills.core.hydra import main
 from nemo_skills.core.log import get_logger
@@ -43,8 +43,10 @@ def convert(config: ConvertConfig) -> None:
     with open_nemo(path, config.model_type, config.hf_model_name, output.absolute().parent) as source:
         read = {piece.path for piece in source.files.slices.values()} if path.is_dir() else {path}
         settings = {"format": "hf", "dtype": target, "hf_model_name": config.hf_model_name}
-        sources = describe(path, sorted(read), settings)
+        sources = describe(path, [*sorted(read), *given_files(config.hf_model_name)], settings)
+        check = partial(verify_hf, source, target) if config.verify else None
         if is_done(output, sources):
+            verify_done(output, check)
             return
         size = source.nbytes
         processes = number_of_processes(config.processes, size)
@@ -52,7 +54,6 @@ def convert(config: ConvertConfig) -> None:
             "converting %s, a %s model of %.2f GB, to Hugging Face", path, source.family.name, size / 1e9
         )
         files = plan_hf(source, target, shard_size(config.shard_bytes, size, processes))
-        check = partial(verify_hf, source, target) if config.verify else None
         write_result(Result(output=output, files=files, sources=sources, processes=processes, check=check))
 
 

@@ -1,7 +1,9 @@
 """Reads a result back: all numbers by hash, and what transformers computes with them."""
 
 import hashlib
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from nemo_skills.conversion.nemo_plan import plan_nemo
 from nemo_skills.conversion.nemo_source import NemoSource, open_nemo
 from nemo_skills.conversion.result import Result, number_of_processes, write_result
 from nemo_skills.core.errors import UserError, require
+from nemo_skills.core.jsonl import disk_errors, open_locked
 from nemo_skills.core.log import get_logger
 
 if TYPE_CHECKING:
@@ -66,6 +69,29 @@ def verify_hf(source: NemoSource, target: str | None, result: Path) -> None:
         _write(scratch / "hf", plan_hf(there, None, _ONE_FILE), size)
     _compare_logits(result, scratch / "hf", None)
     shutil.rmtree(scratch)
+
+
+def verify_done(output: Path, check: Callable[[Path], None] | None) -> None:
+    """See to it that a result of an earlier conversion is right, if that is asked for.
+
+    Raises:
+        UserError: it is not; it is left as it is.
+    """
+    if check is None:
+        return
+    scratch = output.with_name(f"{output.name}.unfinished")
+    with disk_errors(output):
+        scratch.mkdir(exist_ok=True)
+        lock = open_locked(scratch / "lock")
+        try:
+            # under this name a check finds a place of its own beside it
+            link = scratch / "result"
+            link.unlink(missing_ok=True)
+            link.symlink_to(output.absolute())
+            check(link)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(lock)
 
 
 def _scratch(result: Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ pytest.importorskip("transformers")
 
 import numpy
 import torch
+import yaml
 from safetensors.torch import save_file
 
-from nemo_skills.conversion import inspect, result
+from nemo_skills.conversion import hf_copy, inspect, result
 from nemo_skills.conversion.families import find_families
 from nemo_skills.conversion.mapping import hf_shapes
 from nemo_skills.conversion.model_config import parse_config
@@ -129,6 +131,21 @@ _NEMO_FAULTS = {
 }  # fmt: skip
 
 
+_OTHER_MODELS = {
+    "activation": "fast-geglu", "normalization": "layernorm1p", "rotary_interleaved": True,
+    "rotary_percentage": 0.5, "apply_embedding_scaling": True, "window_size": [8, 0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", _OTHER_MODELS)
+def test_a_model_that_only_looks_like_one_of_ours_is_refused(nemo: Path, tmp_path: Path, key: str) -> None:
+    shutil.rmtree(nemo / "hf")
+    path = nemo / "model_config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: _OTHER_MODELS[key]}))
+    with pytest.raises(UserError, match=key):
+        to_hf(nemo, tmp_path / "hf", model_type="llama")
+
+
 @pytest.mark.parametrize("fault", _NEMO_FAULTS)
 def test_a_bad_nemo_checkpoint_is_one_error(nemo: Path, tmp_path: Path, fault: str) -> None:
     damage, message = _NEMO_FAULTS[fault]
@@ -161,6 +178,37 @@ def test_a_result_is_not_written_over_something_else_but_found_again(model: Path
     assert to_nemo(model, tmp_path / "file.nemo").stat().st_mtime_ns == before
     (tmp_path / "empty").mkdir()
     to_nemo(model, tmp_path / "empty")
+    (model / "tokenizer.json").write_text('{"version": "2.0"}')
+    with pytest.raises(UserError, match="exists and was not converted from this"):
+        to_nemo(model, tmp_path / "nemo")
+
+
+def test_files_of_the_given_model_count_too(model: Path, nemo: Path, tmp_path: Path) -> None:
+    shutil.rmtree(nemo / "hf")
+    for _ in range(2):
+        to_hf(nemo, tmp_path / "hf", hf_model_name=str(model))
+    names = {hf_copy.fingerprint(nemo, str(model)), hf_copy.fingerprint(nemo)}
+    (model / "tokenizer.json").write_text('{"version": "2.0"}')
+    assert len(names | {hf_copy.fingerprint(nemo, str(model)), hf_copy.fingerprint(nemo)}) == 3
+    with pytest.raises(UserError, match="exists and was not converted from this"):
+        to_hf(nemo, tmp_path / "hf", hf_model_name=str(model))
+
+
+@pytest.mark.parametrize("output", ["nemo", "file.nemo"])
+def test_an_earlier_result_is_verified_too(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, output: str
+) -> None:
+    place = to_nemo(model, tmp_path / output)
+    with caplog.at_level("INFO"):
+        to_nemo(model, place, verify=True)
+    assert "was converted from this already" in caplog.text and "verified: logits" in caplog.text
+    weights = place / _DISTCP if place.is_dir() else place
+    data = weights.read_bytes()
+    norm = load(model)["model.norm.weight"].view(torch.uint8).numpy().tobytes()
+    weights.write_bytes(data.replace(norm, bytes(len(norm))))
+    with pytest.raises(UserError, match=r"verification failed: tensor model\.norm\.weight"):
+        to_nemo(model, place, verify=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", output])
 
 
 @pytest.mark.parametrize("output", ["nemo", "file.nemo"])

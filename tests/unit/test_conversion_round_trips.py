@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -104,6 +105,56 @@ def test_a_checkpoint_without_its_hugging_face_config_is_recognised(tmp_path: Pa
         assert torch.equal(one(ids).logits, other(ids).logits)
 
 
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "window": ("mistral", {"sliding_window": 8}),
+    "stretched": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}}),
+}
+
+
+@pytest.mark.parametrize("case", _CONFIGS)
+def test_what_nemos_config_says_comes_back_without_hugging_faces(tmp_path: Path, case: str) -> None:
+    family, sizes = _CONFIGS[case]
+    model = make_model(tmp_path / "model", family, "bfloat16", **sizes)
+    nemo = to_nemo(model, tmp_path / "nemo")
+    shutil.rmtree(nemo / "hf")
+    guessed = to_hf(nemo, tmp_path / "guessed")
+    transformers = pytest.importorskip("transformers")
+    ids = torch.arange(40)[None]
+    one, other = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (model, guessed)
+    )
+    assert other.dtype == torch.bfloat16
+    with torch.inference_mode():
+        assert torch.equal(one(ids).logits, other(ids).logits)
+
+
+def test_the_last_token_is_what_the_tokenizer_says(tmp_path: Path) -> None:
+    nemo = to_nemo(make_model(tmp_path / "model", "llama"), tmp_path / "nemo")
+    shutil.rmtree(nemo / "hf")
+    added = [{"id": 57, "content": "<|eot|>"}, {"id": 56, "content": "<|begin|>"}]
+    (nemo / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    roles = {"eos_token": "<|eot|>", "bos_token": {"content": "<|begin|>"}}
+    (nemo / "tokenizer_config.json").write_text(json.dumps(roles))
+    config = json.loads((to_hf(nemo, tmp_path / "hf") / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (56, 57)
+
+
+def test_weights_behind_a_link_are_read(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    nemo = to_nemo(model, tmp_path / "nemo")
+    (nemo / "model_weights").rename(tmp_path / "elsewhere")
+    (nemo / "model_weights").symlink_to(tmp_path / "elsewhere")
+    (nemo / "circle").symlink_to(nemo)
+    assert_same(model, to_hf(nemo, tmp_path / "back"))
+
+
+def test_every_name_of_the_type_is_changed(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    set_config(model, dtype="float32", torch_dtype="float32")
+    kept = to_nemo(model, tmp_path / "nemo", dtype="bf16") / "hf" / "config.json"
+    assert {json.loads(kept.read_text())[key] for key in ("dtype", "torch_dtype")} == {"bfloat16"}
+
+
 def test_compressed_tars_are_read(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama")
     nemo = to_nemo(model, tmp_path / "nemo")
@@ -116,6 +167,11 @@ def test_compressed_tars_are_read(tmp_path: Path) -> None:
     damaged = gzip.compress(b"no tar")
     (tmp_path / "damaged.nemo").write_bytes(damaged[:-4])
     with pytest.raises(UserError, match="is damaged"):
+        to_hf(tmp_path / "damaged.nemo", tmp_path / "back3")
+    one_bit = bytearray((tmp_path / "packed.nemo").read_bytes())
+    one_bit[-8] ^= 1  # of the checksum
+    (tmp_path / "damaged.nemo").write_bytes(one_bit)
+    with pytest.raises(UserError, match=r"damaged\.nemo is damaged: CRC"):
         to_hf(tmp_path / "damaged.nemo", tmp_path / "back3")
     names = {path.name for path in tmp_path.iterdir()}
     assert not {name for name in names if "unpacked." in name or "unfinished" in name}
