@@ -85,6 +85,8 @@ def _hf_files(
     kept = f"{HF_FOLDER}/"
     others = {n.removeprefix(kept): n for n in files.slices if n.startswith(kept) or is_tokenizer_file(n)}
     if CONFIG in others:
+        if hf_model_name is not None:
+            LOG.info("%s holds config and tokenizer; hf_model_name is not needed", files.where)
         text = files.read(others.pop(CONFIG))
         return text, [_copy(files, name, stored) for name, stored in others.items()]
     if hf_model_name is not None:

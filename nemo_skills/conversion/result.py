@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -71,7 +72,7 @@ class _Job:
 def number_of_processes(given: int | None, nbytes: int) -> int:
     """Return how many processes write so many bytes."""
     useful = 1 + nbytes // _BYTES_PER_PROCESS
-    return given or max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, useful))
+    return given or max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)), useful))
 
 
 def shard_size(most: int, nbytes: int, processes: int) -> int:
@@ -119,7 +120,7 @@ def write_result(result: Result) -> None:
     Raises:
         UserError: the disk is full, another process writes the same, or a source cannot be read to its end.
     """
-    output = result.output
+    output, start = result.output, time.monotonic()
     sources = FilePlan(SOURCES_FILE, (orjson.dumps(result.sources, option=orjson.OPT_INDENT_2),))
     files = [*result.files, sources]
     unfinished = output.with_name(f"{output.name}.unfinished")
@@ -134,6 +135,8 @@ def write_result(result: Result) -> None:
                 raise
             _rename(unfinished / "result", output)
             shutil.rmtree(unfinished)
+    seconds, size = time.monotonic() - start, result.nbytes / 1e9
+    LOG.info("wrote %s: %.2f GB in %.1f s, %.2f GB/s", output, size, seconds, size / seconds)
 
 
 def _write(result: Result, files: Sequence[FilePlan], unfinished: Path) -> None:
@@ -222,6 +225,10 @@ def _run(jobs: Sequence[_Job], processes: int) -> None:
         ) as pool:
             try:
                 list(pool.map(_Job.run, large))
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process that wrote files was killed; is memory short?", exit_code=1
+                ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

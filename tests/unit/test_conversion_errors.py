@@ -80,6 +80,10 @@ _DOWN = "model.layers.1.mlp.down_proj.weight"
 _HF_FAULTS = {
     "truncated": (_cut("model.safetensors"), r"model\.safetensors is damaged or was not written to its end"),
     "corrupted": (_overwrite("model.safetensors", b"\x09" * 999), r"model\.safetensors is damaged"),
+    "a file is missing": (
+        _overwrite("model.safetensors.index.json", b'{"weight_map": {"x": "gone.safetensors"}}'),
+        r"cannot read .*gone\.safetensors: No such file",
+    ),
     "no config": (_remove("config.json"), r"is no Hugging Face model: .*config\.json"),
     "no json": (_overwrite("config.json", b"{"), r"config\.json is no JSON"),
     "missing": (_change(lambda t: t.pop(_DOWN)), rf"tensor {_DOWN} is missing"),

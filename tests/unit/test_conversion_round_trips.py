@@ -37,7 +37,7 @@ def sizes(draw: st.DrawFn) -> dict[str, object]:
     }  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     family=st.sampled_from(FAMILIES),
     dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
@@ -84,6 +84,22 @@ def test_the_yaml_says_what_nemo_reads(tmp_path: Path) -> None:
         assert written["tokenizer"] == {
             "library": "huggingface", "type": "org/name", "model": None, "use_fast": True
         }  # fmt: skip
+
+
+def test_configs_of_older_transformers_are_understood(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama", "bfloat16")
+    old = json.loads((model / "config.json").read_text())
+    for key in ("rope_parameters", "dtype", "head_dim", "num_key_value_heads", "tie_word_embeddings"):
+        del old[key]
+    scaling = {"factor": 32.0, "rope_type": "llama3"}
+    old |= {"rope_theta": 5e5, "rope_scaling": scaling, "torch_dtype": "bfloat16", "num_key_value_heads": 2}
+    (model / "config.json").write_text(json.dumps(old))
+    nemo = to_nemo(model, tmp_path / "nemo", dtype="fp32")
+    written = yaml.safe_load((nemo / "model_config.yaml").read_text())
+    wanted = {"rotary_base": 5e5, "scale_positional_embedding": True, "kv_channels": 4, "precision": "32"}
+    assert wanted.items() <= written.items()
+    back = to_hf(nemo, tmp_path / "back", dtype="bf16")
+    assert json.loads((back / "config.json").read_text()) == old
 
 
 @pytest.mark.parametrize("family", FAMILIES)
