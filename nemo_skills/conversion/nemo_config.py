@@ -28,6 +28,9 @@ _MUST_BE: Mapping[str, tuple[object, ...]] = {
 }
 """What decides about results without leaving a trace in the tensors, and what all families here have."""
 
+_TOKENIZER_FILES = {"model": "tokenizer.model", "vocab_file": "vocab.json", "merge_file": "merges.txt"}
+_STORED = "nemo:"
+
 
 def nemo_config(config: ModelConfig, family: Family, dtype: str, tokenizer: str) -> bytes:
     """Return `model_config.yaml` for a model.
@@ -124,6 +127,18 @@ def parse_nemo_config(text: bytes, model_type: str, vocab: int, where: str) -> M
         raise UserError(f"{where}: {error.args[0]} is missing; give hf_model_name") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where} is no model config: {error}") from None
+
+
+def tokenizer_files(text: bytes) -> dict[str, str]:
+    """Return the files of the tokenizer that `model_config.yaml` names: usual names to those they have."""
+    section = yaml.safe_load(text).get("tokenizer")
+    named = {key: str(section.get(key)) for key in _TOKENIZER_FILES} if isinstance(section, dict) else {}
+    # in a packed checkpoint names begin with a hash, so that they are all different
+    return {
+        _TOKENIZER_FILES[key]: name.removeprefix(_STORED)
+        for key, name in named.items()
+        if name.startswith(_STORED)
+    }
 
 
 def _check_kind(raw: Mapping[str, object], where: str) -> None:

@@ -13,13 +13,14 @@ from nemo_skills.conversion.families import Family, all_families, find_families,
 from nemo_skills.conversion.hf_source import CONFIG, is_tokenizer_file
 from nemo_skills.conversion.mapping import NemoRows
 from nemo_skills.conversion.model_config import ModelConfig, parse_config
-from nemo_skills.conversion.nemo_config import hf_config, parse_nemo_config
+from nemo_skills.conversion.nemo_config import hf_config, parse_nemo_config, tokenizer_files
 from nemo_skills.conversion.nemo_files import HF_FOLDER, MODEL_CONFIG, CheckpointFiles, open_checkpoint
 from nemo_skills.conversion.nemo_tensors import NemoTensors
+from nemo_skills.conversion.result import SOURCES_FILE
 from nemo_skills.conversion.torch_dist_reader import TorchDistReader
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
-from nemo_skills.core.safetensors import ITEM_SIZES
+from nemo_skills.core.safetensors import ITEM_SIZES, is_weight_file
 
 LOG = get_logger(__name__)
 
@@ -84,6 +85,8 @@ def _hf_files(
     """Return the text of `config.json` and the other files: the checkpoint's own, or from somewhere else."""
     kept = f"{HF_FOLDER}/"
     others = {n.removeprefix(kept): n for n in files.slices if n.startswith(kept) or is_tokenizer_file(n)}
+    # a model that was put there by hand
+    others = {n: stored for n, stored in others.items() if not is_weight_file(n) and n != SOURCES_FILE}
     if CONFIG in others:
         if hf_model_name is not None:
             LOG.info("%s holds config and tokenizer; hf_model_name is not needed", files.where)
@@ -106,6 +109,9 @@ def _hf_files(
     )  # fmt: skip
     content = {**hf_config(config, family, embedding.dtype), **_special_tokens(files)}
     text = orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
+    others |= {usual: n for usual, n in tokenizer_files(files.read(name)).items() if n in files.slices}
+    if not any(map(is_tokenizer_file, others)):
+        LOG.warning("%s holds no tokenizer: hf_model_name says where to take it from", files.where)
     return text, [_copy(files, name, stored) for name, stored in others.items()]
 
 

@@ -42,6 +42,9 @@ def convert(config: ConvertConfig) -> None:
     require(not is_file, f"output_model={output}: a Hugging Face model is a folder, not a .nemo file")
     with open_nemo(path, config.model_type, config.hf_model_name, output.absolute().parent) as source:
         read = {piece.path for piece in source.files.slices.values()} if path.is_dir() else {path}
+        # the result may lie in the checkpoint's folder
+        results = (output, output.with_name(f"{output.name}.unfinished"))
+        read = {file for file in read if not any(file.is_relative_to(result) for result in results)}
         settings = {"format": "hf", "dtype": target, "hf_model_name": config.hf_model_name}
         sources = describe(path, [*sorted(read), *given_files(config.hf_model_name)], settings)
         check = partial(verify_hf, source, target) if config.verify else None

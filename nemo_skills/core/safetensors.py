@@ -75,9 +75,7 @@ class SafetensorsFolder:
     @property
     def other_files(self) -> list[Path]:
         """Config, tokenizer and the like: all files beside the weights."""
-        weights = (".safetensors", *_OTHER_WEIGHTS)
-        files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
-        return [p for p in files if not p.name.endswith(weights) and p.name != INDEX_FILE]
+        return [p for p in sorted(self.folder.iterdir()) if p.is_file() and not is_weight_file(p.name)]
 
     def place(self, name: str) -> Place:
         """Return where a tensor lies."""
@@ -107,16 +105,18 @@ class SafetensorsFolder:
         index_file = self.folder / INDEX_FILE
         if index_file.is_file():
             try:
-                names = sorted(set(orjson.loads(index_file.read_bytes())["weight_map"].values()))
+                names = set(orjson.loads(index_file.read_bytes())["weight_map"].values())
+                return sorted(self.folder / name for name in names)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{index_file} is no index of safetensors files") from None
-            return [self.folder / name for name in names]
         if (self.folder / SINGLE_FILE).is_file():
             # beside it some models have the same weights under the names of other programs
             return [self.folder / SINGLE_FILE]
         if files := sorted(self.folder.glob("*.safetensors")):
             return files
-        raise UserError(f"{self.folder} holds no *.safetensors files")
+        others = sorted(p.name for p in self.folder.glob("*") if p.name.endswith(_OTHER_WEIGHTS))
+        hint = f", only {others[0]}: load and save it with transformers" if others else ""
+        raise UserError(f"{self.folder} holds no *.safetensors files{hint}")
 
     def _read_header(self, file: Path) -> None:
         try:
@@ -141,6 +141,11 @@ class SafetensorsFolder:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{file} is damaged or was not written to its end") from None
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file of a model folder holds weights, or says which file holds which."""
+    return name.endswith((".safetensors", *_OTHER_WEIGHTS)) or name == INDEX_FILE
 
 
 def write_tensors(

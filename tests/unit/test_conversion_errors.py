@@ -84,6 +84,14 @@ _HF_FAULTS = {
         _overwrite("model.safetensors.index.json", b'{"weight_map": {"x": "gone.safetensors"}}'),
         r"cannot read .*gone\.safetensors: No such file",
     ),
+    "no index": (
+        _overwrite("model.safetensors.index.json", b'{"weight_map": {"x": 3}}'),
+        "is no index of safetensors files",
+    ),
+    "other weights": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        r"holds no \*\.safetensors files, only pytorch_model\.bin: load and save it",
+    ),
     "no config": (_remove("config.json"), r"is no Hugging Face model: .*config\.json"),
     "no json": (_overwrite("config.json", b"{"), r"config\.json is no JSON"),
     "missing": (_change(lambda t: t.pop(_DOWN)), rf"tensor {_DOWN} is missing"),

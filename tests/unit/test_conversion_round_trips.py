@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+from safetensors.torch import save_file
 
 from nemo_skills.conversion import verify
 from nemo_skills.conversion.hf_source import open_hf
@@ -153,6 +154,34 @@ def test_the_last_token_is_what_the_tokenizer_says(tmp_path: Path) -> None:
     (nemo / "tokenizer_config.json").write_text(json.dumps(roles))
     config = json.loads((to_hf(nemo, tmp_path / "hf") / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (56, 57)
+
+
+def test_tokenizers_of_packed_checkpoints_get_their_usual_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nemo = to_nemo(make_model(tmp_path / "model", "llama"), tmp_path / "nemo")
+    shutil.rmtree(nemo / "hf")
+    (nemo / "tokenizer.json").unlink()
+    assert to_hf(nemo, tmp_path / "none") and "holds no tokenizer" in caplog.text
+    config = yaml.safe_load((nemo / "model_config.yaml").read_text())
+    config["tokenizer"] = {"library": "sentencepiece", "model": "nemo:1f2e_tokenizer.model", "type": None}
+    (nemo / "model_config.yaml").write_text(yaml.safe_dump(config))
+    (nemo / "1f2e_tokenizer.model").write_bytes(b"pieces")
+    caplog.clear()
+    assert (to_hf(nemo, tmp_path / "hf") / "tokenizer.model").read_bytes() == b"pieces"
+    assert "holds no tokenizer" not in caplog.text
+
+
+def test_a_result_may_lie_in_the_checkpoints_folder(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    nemo = to_nemo(model, tmp_path / "nemo")
+    shutil.rmtree(nemo / "hf")
+    inside = to_hf(nemo, nemo / "hf", hf_model_name=str(model))
+    assert_same(model, inside)
+    assert to_hf(nemo, nemo / "hf", hf_model_name=str(model)) == inside
+    damaged = load(inside) | {"model.norm.weight": torch.zeros(16)}
+    save_file(damaged, inside / "model.safetensors", metadata={"format": "pt"})
+    assert_same(model, to_hf(nemo, tmp_path / "back"))
 
 
 def test_weights_behind_a_link_are_read(tmp_path: Path) -> None:
