@@ -102,6 +102,10 @@ class SafetensorsFolder:
             self._open = None
 
     def _weight_files(self) -> list[Path]:
+        if (self.folder / SINGLE_FILE).is_file():
+            # as transformers does it; beside it may be the same weights under the names of other programs,
+            # or an index and files that were there before
+            return [self.folder / SINGLE_FILE]
         index_file = self.folder / INDEX_FILE
         if index_file.is_file():
             try:
@@ -109,9 +113,6 @@ class SafetensorsFolder:
                 return sorted(self.folder / name for name in names)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{index_file} is no index of safetensors files") from None
-        if (self.folder / SINGLE_FILE).is_file():
-            # beside it some models have the same weights under the names of other programs
-            return [self.folder / SINGLE_FILE]
         if files := sorted(self.folder.glob("*.safetensors")):
             return files
         others = sorted(p.name for p in self.folder.glob("*") if p.name.endswith(_OTHER_WEIGHTS))

@@ -68,6 +68,14 @@ def _remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
+def _index(data: bytes) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_bytes(data)
+
+    return apply
+
+
 def _set(where: str, **keys: object) -> Callable[[Path], object]:
     return lambda folder: set_config(folder / where, **keys)
 
@@ -81,11 +89,11 @@ _HF_FAULTS = {
     "truncated": (_cut("model.safetensors"), r"model\.safetensors is damaged or was not written to its end"),
     "corrupted": (_overwrite("model.safetensors", b"\x09" * 999), r"model\.safetensors is damaged"),
     "a file is missing": (
-        _overwrite("model.safetensors.index.json", b'{"weight_map": {"x": "gone.safetensors"}}'),
+        _index(b'{"weight_map": {"x": "gone.safetensors"}}'),
         r"cannot read .*gone\.safetensors: No such file",
     ),
     "no index": (
-        _overwrite("model.safetensors.index.json", b'{"weight_map": {"x": 3}}'),
+        _index(b'{"weight_map": {"x": 3}}'),
         "is no index of safetensors files",
     ),
     "other weights": (

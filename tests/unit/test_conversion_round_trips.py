@@ -184,6 +184,15 @@ def test_a_result_may_lie_in_the_checkpoints_folder(tmp_path: Path) -> None:
     assert_same(model, to_hf(nemo, tmp_path / "back"))
 
 
+def test_of_old_and_new_weights_those_that_transformers_loads_are_taken(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama", shard="10KB")
+    assert (model / "model.safetensors.index.json").is_file()
+    tensors = {name: tensor + 1 for name, tensor in load(model).items()}
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    back = load(to_hf(to_nemo(model, tmp_path / "nemo"), tmp_path / "back"))
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in back.items())
+
+
 def test_weights_behind_a_link_are_read(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama")
     nemo = to_nemo(model, tmp_path / "nemo")
