@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from nemo_skills.core.errors import JobFailedError, UserError
 from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline import main_args
-from nemo_skills.pipeline.answering import encoded, refuse_owned
+from nemo_skills.pipeline.answering import argument_key, encoded, refuse_owned
 from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.cluster.resolve import resolve_cluster
 from nemo_skills.pipeline.cluster.roles import role_with_torch
@@ -35,6 +35,13 @@ AVERAGE = "nemo_skills.training.average_checkpoints"
 AVERAGE_SUFFIX = "-average"
 UNFINISHED_CODE = 3
 """Exit code of a main that has saved and is to be continued."""
+_FILES = ("file_path", "file_names")
+_ASSUMED = (
+    "exp_manager.max_time_per_run",
+    "exp_manager.create_wandb_logger",
+    "exp_manager.wandb_logger_kwargs.name",
+)
+"""Keys that the wrapper fills in where nobody else does."""
 _MARGIN_S = 600
 """Before the time limit the main saves and stops; the start of a container counts as well."""
 _MARGIN_SHARE = 4
@@ -159,7 +166,10 @@ def plan_train(request: Request) -> Plan:
 
 
 def main_arguments(request: Request, more: Mapping[str, object] | None = None) -> tuple[str, ...]:
-    """Return the arguments of the main: the wrapper's own, then the user's, which win."""
+    """Return the arguments of the main: a recipe's, the wrapper's own, then the user's, which win.
+
+    What the wrapper only assumes, and no option says, a recipe decides.
+    """
     own = request.own
     start = start_model(own)
     values: dict[str, object] = {"model.restore_from_path": start} if start or not own.recipe else {}
@@ -176,8 +186,16 @@ def main_arguments(request: Request, more: Mapping[str, object] | None = None) -
         **request.wandb,
         **(more or {}),
     }
+    recipe = {argument_key(arg): arg for arg in request.recipe}
+    assumed = [*_ASSUMED, *(["exp_manager.name"] if request.job.expname is None else [])]
+    values = {key: value for key, value in values.items() if key not in recipe or key not in assumed}
+    # one of the two excludes the other
+    given = [key.rpartition(".")[0] for key in values if key.startswith("model.data.")]
+    recipe_args = [
+        arg for key, arg in recipe.items() if key not in {f"{ds}.{n}" for ds in given for n in _FILES}
+    ]
     file = [f"--{flag}={text}" for flag, text in _config_flags(own).items() if text]
-    return (*file, *request.recipe, *encoded(values), *request.args)
+    return (*file, *recipe_args, *encoded(values), *request.args)
 
 
 def wandb_values(options: WandbOptions, expname: str | None, *, key: bool) -> dict[str, object]:

@@ -46,7 +46,9 @@ def resolve_recipe(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) -
             f" {chosen.algo}: the recipe decides"
         )
     if not nodes.num_gpus:
-        nodes = NodeOptions(num_gpus=chosen.devices or 0, num_nodes=chosen.nodes or nodes.num_nodes)
+        # the default of --num_nodes cannot be told from a 1 that was typed
+        count = nodes.num_nodes if nodes.num_nodes > 1 else chosen.nodes or 1
+        nodes = NodeOptions(num_gpus=chosen.devices or 0, num_nodes=count)
     own = replace(own, training_algo=chosen.algo, config_path=None, config_name=None)
     return Resolved(own=own, nodes=nodes, recipe=chosen.arguments)
 
@@ -68,7 +70,9 @@ def _refuse_owned(own: TrainOptions, nodes: NodeOptions, args: Sequence[str]) ->
     if own.hf_model or own.nemo_model:
         owned["model.restore_from_path"] = "--hf_model or --nemo_model"
     if nodes.num_gpus:
-        owned |= {"dist.devices": "--num_gpus", "dist.num_nodes": "--num_nodes"}
+        owned |= {"dist.devices": "--num_gpus"}
+    if nodes.num_gpus or nodes.num_nodes > 1:
+        owned |= {"dist.num_nodes": "--num_nodes"}
     for group, option in (("train", "training_data"), ("validation", "validation_data")):
         if getattr(own, option):
             owned |= {f"data.{group}.{name}": f"--{option}" for name in ("file_path", "file_names")}

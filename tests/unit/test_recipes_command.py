@@ -1,5 +1,6 @@
 """`ns recipe`, and what `ns train --recipe` makes of a recipe."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from nemo_skills.pipeline.cluster.config import ClusterConfig
 from nemo_skills.pipeline.options import JobOptions, NodeOptions, TrainOptions
 from nemo_skills.pipeline.train import Request, main_arguments, plan_train
 from nemo_skills.pipeline.train_recipe import resolve_recipe
+from nemo_skills.training.config import SftConfig
 from nemo_skills.training.dpo_config import DpoConfig
 from nemo_skills.training.recipes import get_recipe, names
 from nemo_skills.training.recipes.overrides import override
@@ -58,6 +60,35 @@ def test_options_win_over_the_recipe() -> None:
     config = compose(DpoConfig, main_arguments(request(own, gpus=2)))
     assert config.model.restore_from_path == "/m"
     assert (config.trainer.devices, config.trainer.num_nodes) == (2, 1)
+
+
+def test_what_the_wrapper_only_assumes_a_recipe_decides(tmp_path: Path) -> None:
+    own = TrainOptions(recipe="tiny", output_dir="/o", training_data=("/d.jsonl",))
+    args = ("logger.name=mine", "logger.wandb=false", "logger.wandb_name=w", "train.max_time_per_run=01:00")
+    made = request(own, args)
+    wandb = {"exp_manager.create_wandb_logger": True, "exp_manager.wandb_logger_kwargs.name": "t"}
+    made = replace(made, wandb=wandb, job=JobOptions())
+    manager = compose(SftConfig, main_arguments(made, {"exp_manager.max_time_per_run": "02:00"})).exp_manager
+    assert (manager.name, manager.create_wandb_logger, manager.max_time_per_run) == ("mine", False, "01:00")
+    assert manager.wandb_logger_kwargs.name == "w"
+    named = compose(SftConfig, main_arguments(replace(made, job=JobOptions(expname="t"))))
+    assert named.exp_manager.name == "t"
+
+
+def test_files_of_the_recipe_give_way_to_those_of_the_call(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("data: {train: {file_path: /rows.jsonl}}\n")
+    files = ("/a.jsonl", "/b.jsonl")
+    own = TrainOptions(recipe="tiny", output_dir="/o", training_data=files, config_name="one")
+    made = request(replace(own, config_path=str(tmp_path)))
+    assert compose(SftConfig, main_arguments(made)).model.data.train_ds.files == files
+
+
+def test_nodes_alone_take_the_processes_of_the_recipe() -> None:
+    own = TrainOptions(recipe="llama3_8b", output_dir="/o", training_data=("/d.jsonl",))
+    assert resolve_recipe(own, NodeOptions(num_nodes=2), ()).nodes == NodeOptions(num_gpus=8, num_nodes=2)
+    with pytest.raises(UserError, match="use --num_nodes instead"):
+        resolve_recipe(own, NodeOptions(num_nodes=2), ("dist.num_nodes=4",))
+    assert resolve_recipe(own, NodeOptions(), ("dist.devices=-1",)).nodes == NodeOptions()
 
 
 def test_a_file_changes_the_recipe(tmp_path: Path) -> None:

@@ -283,6 +283,11 @@ def changed_recipe(draw: st.DrawFn, name: str) -> ConfigContainer:
     return config
 
 
+def test_norms_of_large_qwen_2_5_models_are_as_published() -> None:
+    found = {name: get_recipe(f"qwen2_5_{name}")().model.architecture for name in ("7b", "14b", "32b")}
+    assert [shape and shape.rms_norm_eps for shape in found.values()] == [1e-6, 1e-5, 1e-5]
+
+
 @pytest.mark.parametrize("name", names())
 def test_all_forms_lead_back(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("yaml")
@@ -326,6 +331,16 @@ def test_omegaconf_merges_and_overrides_as_in_other_toolkits() -> None:
         parse_hydra_overrides(held, ["train.train_itres=5"])
 
 
+def test_one_batch_to_validate_on_is_not_all_of_them() -> None:
+    config = tiny()
+    assert config.validation.eval_iters == 1.0
+    apply_overrides(config, {"validation": {"eval_iters": 1}})
+    assert type(config.validation.eval_iters) is int
+    assert "++trainer.sft.limit_val_batches=1" in config.main_overrides()
+    again = ConfigContainer.from_main_overrides(config.main_overrides())
+    assert type(again.validation.eval_iters) is int
+
+
 def note(step: int, values: typing.Mapping[str, float]) -> None:
     """Stand for a function of a user."""
 
@@ -344,6 +359,8 @@ def test_functions_survive_files_and_overrides_and_are_not_written() -> None:
     assert other.logger.on_metrics is note
     assert "on_metrics" not in to_yaml(config)
     assert not [word for word in to_overrides(config) if "on_metrics" in word]
+    override(config, to_overrides(tiny()))
+    assert config.logger.on_metrics is note
     with pytest.raises(UserError, match=r"logger\.on_metrics: a function cannot be passed on"):
         config.main_overrides()
     with pytest.raises(UserError, match="expected a function or None, got 3"):

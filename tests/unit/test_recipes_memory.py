@@ -58,6 +58,17 @@ CASES = {
         "model.architecture.tie_word_embeddings=false",
     ],
     "adapters": ["peft.scheme=lora", "peft.dim=8"],
+    "bf16, layers computed twice": ["train.precision=bf16", "model.recompute_granularity=full"],
+    "bf16, adapters, mostly weights": [
+        "train.precision=bf16",
+        "peft.scheme=lora",
+        "peft.dim=4",
+        "model.recompute_granularity=full",
+        "train.micro_batch_size=1",
+        "data.train.seq_length=65",
+        f"model.architecture={WIDE}",
+        "model.architecture.num_hidden_layers=12",
+    ],
 }
 
 
@@ -105,6 +116,21 @@ def test_parallelism_spreads_what_it_should() -> None:
     copies = estimate(config, Gpus.parse("8xH100"))
     assert copies.weights == pytest.approx(8 * eight.weights)
     assert copies.gradients == pytest.approx(4 * PUBLISHED["llama3_8b"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "gpus", "message"),
+    [
+        ("llama3_1b", 2, "8xH100", "tied embeddings"),
+        ("llama3_8b", 3, "3xH100", "does not divide the 8 key-value heads"),
+        ("llama3_8b_lora", 2, "2xH100", "does not go with adapters"),
+    ],
+)
+def test_tensor_parallelism_that_the_engine_refuses(name: str, size: int, gpus: str, message: str) -> None:
+    config = get_recipe(name)()
+    config.model.tensor_model_parallel_size = size
+    with pytest.raises(UserError, match=message):
+        estimate(config, Gpus.parse(gpus))
 
 
 @pytest.mark.parametrize(

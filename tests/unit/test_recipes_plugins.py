@@ -105,9 +105,12 @@ def test_preemption() -> None:
         plugin.setup(OTHER, executor)
 
 
-def test_fault_tolerance() -> None:
+def test_fault_tolerance(caplog: pytest.LogCaptureFixture) -> None:
+    FaultTolerancePlugin(retries=5).setup(OTHER, slurm())
+    assert not caplog.text
     FaultTolerancePlugin(retries=5).setup(OTHER, executor := local())
     assert executor.retries == 5
+    assert "LocalExecutor does not start a job again" in caplog.text
     assert isinstance(executor.get_launcher(), run.Torchrun)
     FaultTolerancePlugin(in_job_restarts=2, heartbeat_timeout_s=600).setup(OTHER, executor)
     launcher = executor.get_launcher()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nemo_skills.core._grammar import encode
+from nemo_skills.core._grammar import encode, split
 from nemo_skills.core.hydra import MISSING
 from nemo_skills.training.recipes import overrides, registry
 from nemo_skills.training.recipes.config import ConfigContainer, DpoConfig
-from nemo_skills.training.recipes.main_keys import main_names, renamed
+from nemo_skills.training.recipes.main_keys import main_names, main_overrides, renamed
 
 
 class Chosen(NamedTuple):
@@ -29,7 +29,13 @@ def choose(name: str, args: Sequence[str]) -> Chosen:
         UserError: there is no such recipe, or an argument fits none of its keys.
     """
     config = changed(name, args)
-    return Chosen(config.algo, tuple(config.main_overrides()), config.dist.devices, config.dist.num_nodes)
+    typed = {override.key for override in split(args).overrides}
+    arguments = main_overrides(config, typed)
+    # -1: as many as there are
+    devices, nodes = (
+        count if count and count > 0 else None for count in (config.dist.devices, config.dist.num_nodes)
+    )
+    return Chosen(config.algo, tuple(arguments), devices, nodes)
 
 
 def changed(name: str, args: Sequence[str]) -> ConfigContainer:

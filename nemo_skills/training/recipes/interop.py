@@ -53,13 +53,18 @@ __all__ = [
 _MISSING = "???"
 
 
-def to_yaml(value: Any) -> str:
-    """Return a configuration as YAML, see `to_tree`."""
-    return yaml.dump(to_tree(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def to_yaml(value: Any, *, hydra: bool = False) -> str:
+    """Return a configuration as YAML, see `to_tree`; with `hydra` in the words of `to_hydra`."""
+    tree = to_hydra(value) if hydra else to_tree(value)
+    # OmegaConf and allow_unicode lose some line breaks of Unicode
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def from_yaml(text: str) -> Any:
-    """Return the configuration that `to_yaml` wrote, see `from_tree`."""
+    """Return the configuration that `to_yaml` wrote, see `from_tree`.
+
+    Its import paths are imported, which runs code, and called when it is built: trust who wrote it.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

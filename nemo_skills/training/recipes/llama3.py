@@ -55,7 +55,7 @@ SIZES = {
             rope_scaling=_scaled(32.0),
             rms_norm_eps=1e-5,
         ),
-        full=Placement(gpus=1, micro_batch_size=4),
+        full=Placement(gpus=1, micro_batch_size=2),
         dpo=Placement(gpus=8, micro_batch_size=8),
         lora=Placement(gpus=1, micro_batch_size=8),
     ),

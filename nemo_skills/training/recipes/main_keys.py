@@ -1,7 +1,7 @@
 """From a container to the keys of the mains, and back."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_skills.core import _compose, _grammar
@@ -10,22 +10,29 @@ from nemo_skills.core._grammar import encode_override
 from nemo_skills.core._schema import default_tree
 from nemo_skills.core.errors import UserError
 from nemo_skills.training.recipes.config import ConfigContainer
-from nemo_skills.training.recipes.settings import MAINS, Leaf, Settings, Values, fields_of
+from nemo_skills.training.recipes.settings import MAINS, Leaf, Settings, Values, fields_of, same
 
 _DPO_KEYS = {("model", "dpo"), ("trainer", "dpo")}
 
 
-def main_overrides(config: ConfigContainer) -> list[str]:
+def main_overrides(config: ConfigContainer, always: Collection[str] = ()) -> list[str]:
     """Return the settings as arguments of the main; those that are its defaults are left out.
 
     Groups that may be absent are written whole: this is how one tells that they are there.
+
+    Args:
+        config: the settings.
+        always: paths of settings that are written even so.
     """
     defaults = default_tree(MAINS[config.algo])
     found = []
     for leaf, path in _mapped(config):
         if leaf.key.field.metadata.get("python_only") and leaf.value is not None:
             raise UserError(f"{leaf.path}: a function cannot be passed on to another process")
-        if path is not None and (leaf.value != _get(defaults, path) or _in_optional_group(leaf)):
+        if path is None:
+            continue
+        is_default = same(leaf.value, _get(defaults, path))
+        if not is_default or leaf.path in always or _in_optional_group(leaf):
             found.append(encode_override(path, leaf.value))
     return found
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from nemo_skills.core.errors import UserError, did_you_mean
+from nemo_skills.core.errors import UserError, did_you_mean, require
 from nemo_skills.training.architecture import Architecture
 from nemo_skills.training.recipes.config import ConfigContainer
 
@@ -129,6 +129,7 @@ class _Counts:
                 f" model.tensor_model_parallel_size={self.tp} x model.context_parallel_size={self.cp}"
             )
         self.data = gpus.count // self.tp
+        self._check_tensor_parallelism()
         self.dp = self.data // self.cp
         precision = config.train.precision or ("32" if gpus.kind == "CPU" else "bf16")
         self.half = precision != "32"
@@ -136,6 +137,18 @@ class _Counts:
         rows = config.train.micro_batch_size * (2 if config.dpo else 1)
         # the last token of a row is only a label
         self.tokens = rows * (config.data.train.seq_length - 1) / self.cp
+
+    def _check_tensor_parallelism(self) -> None:
+        """Refuse what the engine would refuse later."""
+        name = f"model.tensor_model_parallel_size={self.tp}"
+        heads = self.shape.num_key_value_heads
+        require(heads % self.tp == 0, f"{name} does not divide the {heads} key-value heads")
+        if self.tp > 1:
+            require(not self._lora, f"{name} does not go with adapters")
+            require(
+                not self.shape.tie_word_embeddings or self.data == 1,
+                f"{name}: with tied embeddings there can be no other processes than these {self.tp}",
+            )
 
     def estimate(self) -> Estimate:
         shards = self.tp * (self.data if self.config.dist.fsdp else 1)
@@ -193,14 +206,22 @@ class _Counts:
         return size > self.config.train.micro_batch_size * self.dp
 
     @property
+    def _shards(self) -> bool:
+        return self.data > 1 and self.config.dist.fsdp
+
+    @property
     def _gathered(self) -> float:
         """Weights that are whole while they are used, in the precision of computing."""
         shape = self.shape
-        if self.data > 1 and self.config.dist.fsdp:
+        if self._shards:
             # embeddings and head, this layer and the next, and the gradient of one layer
             ends = shape.embedding_weights * (1 if shape.tie_word_embeddings else 2)
             return (ends * self.number + shape.layer_weights * (2 * self.number + _FLOAT)) / self.tp
-        return _HALF * shape.weights / self.tp if self.half else 0.0
+        if not self.half:
+            return 0.0
+        # casts of weights that do not learn are free again after each layer
+        cast = self._lora and self._recomputes
+        return _HALF * (shape.layer_weights + shape.embedding_weights if cast else shape.weights) / self.tp
 
     @property
     def _layer_activations(self) -> float:
@@ -237,7 +258,9 @@ class _Counts:
 
     @property
     def _activations(self) -> float:
-        kept = self.shape.hidden_size * self.number if self._recomputes else self._layer_activations
+        # FSDP computes with weights in half precision; else the embeddings, and so all sums, are in float32
+        number = self.number if self._shards else _FLOAT
+        kept = self.shape.hidden_size * number if self._recomputes else self._layer_activations
         return self.tokens * self.shape.num_hidden_layers * kept
 
     @property

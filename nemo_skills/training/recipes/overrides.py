@@ -108,7 +108,7 @@ def to_overrides(config: ConfigContainer) -> list[str]:
         if isinstance(leaf.value, Mapping):
             # otherwise its keys would be merged with those that are there
             found.append(encode_override(leaf.path, None))
-        if not callable(leaf.value):
+        if not leaf.key.field.metadata.get("python_only"):
             found.append(encode_override(leaf.path, leaf.value))
     return found
 

@@ -14,6 +14,7 @@ import nemo_run as run
 
 from nemo_skills.core.errors import UserError, require
 from nemo_skills.core.hydra import encode_override
+from nemo_skills.core.log import get_logger
 from nemo_skills.core.main_guard import refuse_reimport, watch_reimport
 from nemo_skills.training.engine import profiling
 from nemo_skills.training.recipes.config import ConfigContainer
@@ -21,6 +22,8 @@ from nemo_skills.training.recipes.launching import MODULE, recipe_script
 from nemo_skills.training.recipes.run import decoded
 
 Task: TypeAlias = "run.Partial[Any] | run.Script"
+
+LOG = get_logger(__name__)
 
 watch_reimport()
 
@@ -129,7 +132,7 @@ class PreemptionPlugin(RecipePlugin):
     max_time_per_run: str | None = None
     """Of a recipe: save and stop after this time (DD:HH:MM:SS), whatever the executor."""
     retries: int = 3
-    """How often the job may continue."""
+    """How often the job may continue; `LocalExecutor` starts nothing again."""
 
     def change_executor(self, executor: run.Executor) -> None:
         """Ask for the signal, and for retries."""
@@ -138,7 +141,7 @@ class PreemptionPlugin(RecipePlugin):
         if isinstance(executor, run.SlurmExecutor):
             # to all processes of all steps: torchrun passes it on late, and leaves them little time
             executor.signal = executor.signal or f"TERM@{self.seconds_before}"
-        executor.retries = max(executor.retries, self.retries)
+        _retry(executor, self.retries)
 
     def change_task(self, task: Task) -> None:
         """Limit the time of a run."""
@@ -151,7 +154,7 @@ class FaultTolerancePlugin(RecipePlugin):
     """Starts a failed job again, which goes on from its last checkpoint."""
 
     retries: int = 3
-    """How often the executor starts the job again."""
+    """How often the executor starts the job again; `LocalExecutor` never does."""
     in_job_restarts: int | None = None
     """How often its processes are started again without leaving the nodes, by the launcher of NVIDIA's
     resiliency extension (`nvidia-resiliency-ext`), which the job's environment must have; None: never."""
@@ -161,11 +164,12 @@ class FaultTolerancePlugin(RecipePlugin):
     def change_executor(self, executor: run.Executor) -> None:
         """Set retries, and the launcher where it is wanted."""
         require(self.retries >= 0, "retries must be 0 or more")
-        executor.retries = max(executor.retries, self.retries)
         if self.in_job_restarts is None:
+            _retry(executor, self.retries)
             require(self.heartbeat_timeout_s is None, "heartbeat_timeout_s needs in_job_restarts")
             return
         require(self.in_job_restarts > 0, "in_job_restarts must be positive")
+        executor.retries = max(executor.retries, self.retries)
         before = executor.get_launcher()
         executor.launcher = run.FaultTolerance(
             max_restarts=self.in_job_restarts,
@@ -208,6 +212,12 @@ class PerfEnvPlugin(RecipePlugin):
         set_before = executor.env_vars
         _set_variables(executor, {key: str(value) for key, value in chosen.items() if value is not None})
         executor.env_vars.update(set_before)
+
+
+def _retry(executor: run.Executor, retries: int) -> None:
+    executor.retries = max(executor.retries, retries)
+    if executor.retries and isinstance(executor, run.LocalExecutor):
+        LOG.warning("LocalExecutor does not start a job again: after a failure, launch it once more to go on")
 
 
 def _set_variables(executor: run.Executor, variables: dict[str, str]) -> None:

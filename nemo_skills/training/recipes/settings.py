@@ -170,7 +170,7 @@ class Settings:
                     self._put(name, kind(), changed_by)
                     inner = getattr(self, name)
                 inner.update(value, origins, changed_by, f"{path}.")
-            elif path in origins or name not in fields_of(type(self)) or inner != value:
+            elif path in origins or name not in fields_of(type(self)) or not same(inner, value):
                 origin = next((origins[part] for part in _upwards(path) if part in origins), changed_by)
                 self._put(name, value, origin, from_text=True)
 
@@ -207,6 +207,11 @@ class Settings:
         for value in list(self.__dict__.values()):
             if isinstance(value, Settings):
                 value._set_editable(editable)
+
+
+def same(value: object, other: object) -> bool:
+    """Compare settings: of `validation.eval_iters` 1 is a batch, and 1.0 all of them."""
+    return type(value) is type(other) and value == other
 
 
 def _upwards(path: str) -> Iterator[str]:
