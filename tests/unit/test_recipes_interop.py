@@ -46,7 +46,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 HERE = "tests.unit.recipe_demo"
 NUMBERS = st.integers() | st.floats(allow_nan=False) | st.booleans()
 TEXTS = st.text() | st.sampled_from(
-    ["1e5", "${x}", "\\${x}", "null", "2020-01-01", "1_0", "0x1", "~", "???", "=", "<<"]
+    ["1e5", "${x}", "\\${x}", "null", "2020-01-01", "1_0", "0x1", "~", "???", "\x85", "=", "<<"]
 )
 YAML_VALUES = NUMBERS | TEXTS | st.none() | st.binary()
 KEYS = TEXTS | st.integers() | st.booleans()
@@ -122,10 +122,11 @@ def test_hydra_builds_the_same(config: Any) -> None:
     tree = to_hydra(config)
     assert exact(instantiate(tree)) == exact(fdl.build(config))
     # also through a file
-    loaded = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(tree)))
-    assert exact(instantiate(loaded)) == exact(fdl.build(config))
+    text = to_yaml(config, hydra=True)
+    assert exact(instantiate(OmegaConf.create(text))) == exact(fdl.build(config))
     # Hydra knows no sharing
-    assert exact(from_hydra(tree)) == exact(config)
+    assert exact(from_hydra(tree)) == exact(from_hydra(OmegaConf.create(text))) == exact(from_yaml(text))
+    assert exact(from_yaml(text)) == exact(config)
 
 
 PLAIN = nested(NUMBERS | st.text() | st.none() | st.binary(), everything=False)
