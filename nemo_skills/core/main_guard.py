@@ -6,11 +6,14 @@ more there, and so on; or Python refuses, the process ends, and a pool starts th
 
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 _PATIENCE_S = 10.0
 _EXIT_CODE = 2
@@ -70,8 +73,10 @@ def _starter() -> int:
     return pid
 
 
-def _claim(starter: int) -> socket.socket | None:
+def _claim(starter: int) -> "socket.socket | None":
     """Let one of several such processes act; the others get None."""
+    import socket
+
     claim = socket.socket(socket.AF_UNIX)
     try:
         claim.bind(f"\0nemo-skills-main-guard-{starter}")

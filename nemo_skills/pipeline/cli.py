@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from nemo_skills.core.errors import UserError, did_you_mean
 from nemo_skills.core.log import setup_logging
+from nemo_skills.core.main_guard import watch_reimport
 from nemo_skills.pipeline.tokens import HELP_FLAGS, sort_words
 from nemo_skills.pipeline.wrapper import AnyWrapper, Context, Wrapper, wrap_arguments
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from nemo_skills.pipeline.summarize_results import summarize_results
     from nemo_skills.pipeline.train import train
     from nemo_skills.pipeline.view import view
+
+watch_reimport()
 
 
 class CommandEntry(NamedTuple):

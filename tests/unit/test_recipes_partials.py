@@ -1,6 +1,7 @@
 """Recipes as NeMo-Run's configurations, and the examples of guides to recipes in our form."""
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from nemo_skills.core.errors import UserError
 from nemo_skills.training.recipes import ConfigContainer, get_recipe, names
-from nemo_skills.training.recipes.config import Architecture, ModelConfig, OptimizerConfig
+from nemo_skills.training.recipes.config import Architecture, ModelConfig, OptimizerConfig, TrainConfig
 from nemo_skills.training.recipes.interop import (
     as_partial,
     by_value,
@@ -81,6 +82,21 @@ def test_broadcast_walk_and_autoconvert_work_on_recipes() -> None:
     assert run.Partial(train, config=converted) == as_partial("tiny_dpo")
 
 
+@run.autoconvert
+def shorter() -> ConfigContainer:
+    """A recipe that NeMo-Run itself converts: it reads this text."""
+    return ConfigContainer(train=TrainConfig(train_iters=3), optimizer=OptimizerConfig(lr=1e-3))
+
+
+def test_recipes_are_written_with_autoconvert() -> None:
+    config = shorter()
+    assert isinstance(config, run.Config)
+    config.train.train_iters *= 2
+    expected = ConfigContainer(train=TrainConfig(train_iters=6), optimizer=OptimizerConfig(lr=1e-3))
+    assert fdl.build(config) == expected
+    assert fdl.build(from_yaml(to_yaml(config))) == expected
+
+
 def test_wrong_values_are_refused_when_it_is_built() -> None:
     partial = as_partial("tiny")
     partial.config.train.train_iters = "many"
@@ -88,6 +104,16 @@ def test_wrong_values_are_refused_when_it_is_built() -> None:
         fdl.build(partial)
     with pytest.raises(AttributeError, match="train_itres"):
         partial.config.train.train_itres = 3
+
+
+def test_a_job_of_nemo_run_says_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(ZlibJSONSerializer().serialize(as_partial("llama3_8b")))
+    argv = [sys.executable, "-m", "nemo_run.core.runners.fdl_runner", "--name=x", str(file)]
+    ended = subprocess.run(argv, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Error: logger.log_dir: is missing" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def notice(step: int, values: Mapping[str, float]) -> None:
@@ -175,7 +201,5 @@ def test_scripts_by_path_and_inline(tmp_path: Path) -> None:
 
 
 def output(argv: list[str]) -> str:
-    import sys
-
     argv = [sys.executable if word == "python" else word for word in argv]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
