@@ -206,14 +206,16 @@ def test_an_unknown_recipe() -> None:
 def test_recipes_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
+        "from __future__ import annotations\nimport dataclasses\n"
         "from nemo_skills.training.recipes import ConfigContainer, tiny\n"
         "def short():\n    config = tiny.sft_config()\n    config.train.train_iters = 3\n    return config\n"
         "def frozen():\n    return ConfigContainer()\n"
         "def none():\n    pass\n"
+        "@dataclasses.dataclass\nclass Sizes:\n    rows: int = 1\n"
     )
     config = get_recipe(f"{file}:short")()
     assert config.train.train_iters == 3
-    assert {leaf.path: leaf.origin for leaf in config.leaves()}["train.train_iters"] == f"{file}:4"
+    assert {leaf.path: leaf.origin for leaf in config.leaves()}["train.train_iters"] == f"{file}:6"
     get_recipe(f"{file}:frozen")().train.train_iters = 4
     assert get_recipe("nemo_skills.training.recipes.tiny:lora_config")().peft.scheme == "lora"
     for name, message in (

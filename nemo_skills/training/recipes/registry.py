@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,12 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_recipe_file_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"recipe file {path}: there is no such file")
     module = importlib.util.module_from_spec(spec)
+    # where dataclasses in it look for their annotations
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
