@@ -3,7 +3,8 @@
 A random bf16 model of 2.1 GB (1.07 billion parameters, two files) is made once. Then, several times in
 turn: `cp -r` of its folder, Hugging Face to NeMo, `cp -r` of the NeMo checkpoint, NeMo to Hugging Face.
 All four write to the same disk and end when their files are on it (fsync), all read what the page cache
-holds, all begin with a quiet disk (sync); medians are compared. Conversions run in a fresh process each,
+holds, all begin with a quiet disk (sync); the best time of each is compared: a disk shared with others
+delays now this one, now that one, and cp and conversion alike. Conversions run in a fresh process each,
 whose imports (printed) are not part of the time; `peak_rss_mb` is the largest resident set of such a
 process or of one that it starts. At the end the tensors of the last round trip are compared with the
 model's, byte by byte.
@@ -125,7 +126,7 @@ def main() -> int:
                     imports.append(figures["import_s"])
                     rss = max(rss, figures["rss_mb"])
         equal = same(model, back)
-    speed = {name: size / 1e9 / statistics.median(values) for name, values in times.items()}
+    speed = {name: size / 1e9 / min(values) for name, values in times.items()}
     for name, values in times.items():
         print(f"  {name:8} {speed[name]:5.2f} GB/s  ({', '.join(f'{value:.2f}' for value in values)} s)")
     print(f"  imports before the start {statistics.median(imports):.1f} s; round trip equal: {equal}")
