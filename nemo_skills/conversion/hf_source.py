@@ -83,7 +83,7 @@ def open_hf(folder: Path, model_type: str | None) -> HFSource:
         raise UserError(f"{folder} is no Hugging Face model: cannot read {path}: {error.strerror}") from None
     config = parse_config(text, str(path))
     family = find_family(config.model_type, model_type, str(path))
-    _check_config(config, str(path))
+    _check_config(config, family, str(path))
     weights = SafetensorsFolder(folder)
     kinds = _without_tied(weights, config)
     check_tensors(family, config.shape, kinds, str(folder))
@@ -95,7 +95,7 @@ def open_hf(folder: Path, model_type: str | None) -> HFSource:
     return HFSource(folder, weights, config, text, family, kinds)
 
 
-def _check_config(config: ModelConfig, where: str) -> None:
+def _check_config(config: ModelConfig, family: Family, where: str) -> None:
     require(not config.linear_bias, f"{where}: biases of linear layers cannot be expressed in NeMo's format")
     require(
         config.activation == "silu", f"{where}: hidden_act={config.activation} cannot be converted, only silu"
@@ -103,6 +103,10 @@ def _check_config(config: ModelConfig, where: str) -> None:
     if config.rope_type not in _ROPE_TYPES:
         LOG.warning(
             "%s: NeMo does not know rope_type=%s; on the way back it is kept", where, config.rope_type
+        )
+    if config.sliding_window and "window_size" not in family.nemo_settings(config):
+        LOG.warning(
+            "%s: NeMo knows no attention window of %s models; on the way back it is kept", where, family.name
         )
     if config.rope_type == "llama3" and config.rope_factor != _LLAMA31_FACTOR:
         LOG.warning(

@@ -145,6 +145,28 @@ def test_what_nemos_config_says_comes_back_without_hugging_faces(tmp_path: Path,
         assert torch.equal(one(ids).logits, other(ids).logits)
 
 
+_UNKNOWN_TO_NEMO: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+    "factor 8 only": ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}),
+    "rope_type=yarn": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+        "original_max_position_embeddings": 16}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", _UNKNOWN_TO_NEMO)
+def test_what_nemo_cannot_express_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    family, sizes = _UNKNOWN_TO_NEMO[what]
+    model = make_model(tmp_path / "model", family, **sizes)
+    assert_same(model, to_hf(to_nemo(model, tmp_path / "nemo"), tmp_path / "back"))
+    assert what in caplog.text
+    caplog.clear()
+    to_nemo(make_model(tmp_path / "plain", family), tmp_path / "plain-nemo")
+    assert "NeMo" not in caplog.text
+
+
 def test_the_last_token_is_what_the_tokenizer_says(tmp_path: Path) -> None:
     nemo = to_nemo(make_model(tmp_path / "model", "llama"), tmp_path / "nemo")
     shutil.rmtree(nemo / "hf")
