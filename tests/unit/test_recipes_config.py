@@ -228,6 +228,22 @@ def test_recipes_of_ones_own(tmp_path: Path) -> None:
             get_recipe(name)()
 
 
+def test_modules_beside_a_recipe_and_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe_steps_here.py").write_text("STEPS = 7\n")
+    (tmp_path / "recipe_here.py").write_text(
+        "from recipe_steps_here import STEPS\nfrom nemo_skills.training.recipes import tiny\n"
+        "def short():\n"
+        "    config = tiny.sft_config()\n    config.train.train_iters = STEPS\n    return config\n"
+    )
+    before = list(sys.path)
+    assert get_recipe(f"{tmp_path}/recipe_here.py:short")().train.train_iters == 7
+    monkeypatch.chdir(tmp_path)
+    assert get_recipe("recipe_here:short")().train.train_iters == 7
+    assert sys.path == before
+
+
 def test_importing_recipes_imports_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "numpy", "nemo_run", "hydra", "omegaconf"}
     code = "import sys; from nemo_skills.training.recipes import get_recipe; get_recipe('tiny')(); "

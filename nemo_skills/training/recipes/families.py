@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nemo_skills.training.recipes.config import (
     Architecture,
+    CheckpointConfig,
     ConfigContainer,
     DistConfig,
     DpoConfig,
@@ -70,6 +71,8 @@ def pretrain(size: Size) -> ConfigContainer:
     lr = 3e-4 if size.architecture.hidden_size <= _WIDE else 1.5e-4
     config.optimizer = OptimizerConfig(lr=lr, betas=[0.9, 0.95], weight_decay=0.1)
     config.scheduler = SchedulerConfig(lr_warmup_iters=2000, min_lr=lr / 10)
+    # of a hundred models nobody wants all
+    config.checkpoint = CheckpointConfig(save_top_k=0, save_last_k=5)
     return config
 
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,7 +79,16 @@ def get_recipe(name: str) -> Callable[[], ConfigContainer]:
 
 def _make_own(name: str) -> ConfigContainer:
     place, _, attribute = name.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    file = Path(place) if place.endswith(".py") else None
+    # a program's own folder comes first on the path: here it is that of the file, or the current one
+    folder = str(file.absolute().parent) if file else os.getcwd()  # noqa: PTH109
+    sys.path.insert(0, folder)
+    try:
+        module = _load_file(file) if file else importlib.import_module(place)
+    except ImportError as error:
+        raise UserError(f"recipe {name}: {place} cannot be imported: {error}") from None
+    finally:
+        sys.path.remove(folder)
     function = getattr(module, attribute, None)
     if not callable(function):
         hint = did_you_mean(attribute, [key for key, value in vars(module).items() if callable(value)])
@@ -87,13 +97,6 @@ def _make_own(name: str) -> ConfigContainer:
     if not isinstance(made, ConfigContainer):
         raise UserError(f"recipe {name}: returned {type(made).__name__}, not a ConfigContainer")
     return made.editable()
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"recipe module {name} cannot be imported: {error}") from None
 
 
 def _load_file(path: Path) -> ModuleType:
