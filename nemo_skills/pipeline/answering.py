@@ -112,7 +112,7 @@ def _is_outdated(cluster: ClusterConfig, input_file: str, mark: str) -> bool:
         return False
     names = [input_file, *input_file.split(",")]
     try:
-        patterns = [str(Path(host_path(cluster, name.strip())).expanduser()) for name in names]
+        patterns = [host_path(cluster, name.strip()) for name in names]
     except UserError:  # jobs will say that they cannot see it
         return False
     found = {match for pattern in patterns for match in (pattern, *glob.iglob(pattern))}  # noqa: PTH207

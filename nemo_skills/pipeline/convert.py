@@ -127,7 +127,7 @@ def check_input(request: Request) -> None:
     if cluster.ssh_tunnel is not None:
         return
     try:
-        path = Path(host_path(cluster, own.input_model)).expanduser()
+        path = Path(host_path(cluster, own.input_model))
     except UserError:  # the job will say that it cannot see it
         return
     if path.exists():

@@ -275,5 +275,5 @@ def _checked_args(own: GenerateOptions, args: tuple[str, ...]) -> tuple[str, ...
 def _check_input(path: str) -> None:
     if any(mark in path for mark in "*?[,"):
         return  # several files: the main resolves them
-    if not Path(path).expanduser().is_file():
+    if not Path(path).is_file():
         raise UserError(f"--input_file: {path} does not exist or is no file")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.pipeline import cli
 from nemo_skills.pipeline.cluster.config import ClusterConfig, Container, load_cluster_config
 from tests.conftest import REPO
 
@@ -108,3 +109,11 @@ def test_roles(weird_tmp_path: Path) -> None:
 )
 def test_shipped_examples_are_valid(path: Path) -> None:
     assert load_cluster_config(str(path)).executor in ("local", "slurm")
+
+
+@pytest.mark.parametrize("option", ["--input_model=~/m", "--output_model=~/m"])
+def test_a_home_that_no_shell_has_replaced(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A job would make a folder of that name."""
+    paths = ["--input_model=/a", "--output_model=/b", option]
+    assert cli.main(["convert", "--convert_from=nemo", "--convert_to=hf", *paths]) == 2
+    assert "~/m: `~` stands for a folder only where a shell replaces it" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from nemo_skills.core.errors import UserError
 from nemo_skills.core.log import get_logger
 from nemo_skills.pipeline.cluster.config import ClusterConfig, load_cluster_config
 from nemo_skills.pipeline.cluster.mounts import Mount, MountTable, parse_mount
@@ -20,8 +21,17 @@ def resolve_cluster(options: ClusterOptions, paths: Iterable[str] = ()) -> Clust
         paths: Paths that the job is given, of which absolute ones must be visible inside containers.
 
     Raises:
-        UserError: there is no such config, it is malformed, or its mounts contradict each other.
+        UserError: there is no such config, it is malformed, its mounts contradict each other, or a path
+            begins with `~`.
     """
+    paths = tuple(paths)
+    for path in paths:
+        # a job would make a folder of that name
+        if path.startswith("~"):
+            raise UserError(
+                f"{path}: `~` stands for a folder only where a shell replaces it, not after `=`."
+                " Write the path in full, or with $HOME."
+            )
     config = load_cluster_config(options.cluster, options.config_dir)
     if options.cluster is None and config.executor == "none":
         LOG.info("no --cluster given: running on this machine")
