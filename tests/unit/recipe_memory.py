@@ -67,13 +67,19 @@ def measure(config: ConfigContainer) -> dict[str, int]:
     kept = settings.exp_manager.checkpoint_callback_params
     trainer = Trainer(run, checkpoint.Checkpoints(folder, kept, topology, {}), None, StopFlag(None))
     trainer._save = lambda _: None  # type: ignore[method-assign]  # not part of a step
+    unread = sum(map(_unread, run.training.model.parameters()))
     with alive:
         trainer.train(checkpoint.Progress())
     return {
-        "peak": alive.peak,
+        "peak": alive.peak - unread,
         "weights": sum(local(weights).nbytes for weights in run.training.model.parameters()),
         "moments": sum(local(moment).nbytes for moment in _moments(run)),
     }
+
+
+def _unread(weights: torch.Tensor) -> int:
+    """Return the bytes of a mapped file that lie in the storage of weights, but are another process's part."""
+    return local(weights).untyped_storage().nbytes() - local(weights).nbytes
 
 
 def _moments(run: Run) -> Iterator[torch.Tensor]:

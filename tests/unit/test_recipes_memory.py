@@ -206,9 +206,13 @@ def test_estimates_agree_with_tensors_of_real_steps(changes: list[str], source: 
 @pytest.mark.service("train")
 def test_estimates_agree_where_two_processes_share_a_model(source: Path, tmp_path: Path) -> None:
     wide = [f"model.architecture={WIDE}", "data.train.seq_length=65", "train.global_batch_size=8"]
+    half = ["train.precision=bf16", "model.recompute_granularity=full", "train.global_batch_size=8"]
+    half.append("model.architecture.num_hidden_layers=8")
     configs = {
         "fsdp": small(source, tmp_path / "fsdp", [*wide, "model.architecture.vocab_size=2048"]),
         "tensor": small(source, tmp_path / "tensor", [*wide, "model.tensor_model_parallel_size=2"]),
+        "bf16": small(source, tmp_path / "bf16", half),
+        "adapters": small(source, tmp_path / "adapters", [*half, "peft.scheme=lora", "peft.dim=8"]),
     }
     for name, config in configs.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(config.main_overrides()))

@@ -74,7 +74,7 @@ class Estimate:
     forward_peak: float
     """When the backward pass begins."""
     backward_peak: float
-    """When it ends."""
+    """When it reaches the first layer and the embeddings."""
 
     @property
     def peak(self) -> float:
@@ -172,7 +172,7 @@ class _Counts:
             activations=activations,
             loss=loss,
             forward_peak=always + earlier + activations + working,
-            backward_peak=always + gradients + self._last_gradient,
+            backward_peak=always + gradients + max(self._last_gradient, self._layer_gradients),
         )
 
     @property
