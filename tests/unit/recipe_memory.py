@@ -78,7 +78,7 @@ def measure(config: ConfigContainer) -> dict[str, int]:
 
 
 def _unread(weights: torch.Tensor) -> int:
-    """Return the bytes of a mapped file that lie in the storage of weights, but are another process's part."""
+    """Return the bytes of a mapped file in the storage of weights that are another process's part."""
     return local(weights).untyped_storage().nbytes() - local(weights).nbytes
 
 
