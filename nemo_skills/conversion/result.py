@@ -1,11 +1,9 @@
 """Writes planned files as a folder or a tar that appears complete or not at all, and goes on after a kill."""
 
-import ctypes
 import hashlib
 import io
 import os
 import shutil
-import signal
 import sys
 import tarfile
 import time
@@ -23,6 +21,7 @@ from nemo_skills.conversion.byte_ranges import FilePlan, write_plan
 from nemo_skills.core.errors import UserError
 from nemo_skills.core.jsonl import check_space, disk_errors, open_locked, write_file
 from nemo_skills.core.log import get_logger
+from nemo_skills.core.parent import die_with_this_process
 
 LOG = get_logger(__name__)
 
@@ -31,7 +30,6 @@ SOURCES_FILE = "converted_from.json"
 _SMALL = 1 << 20
 _BYTES_PER_PROCESS = 1 << 29
 _MOST_PROCESSES = 8
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +219,7 @@ def _run(jobs: Sequence[_Job], processes: int) -> None:
     if side_by_side > 1:
         # copies of this process: a script that calls this needs no guard around its main part
         with ProcessPoolExecutor(
-            side_by_side, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+            side_by_side, get_context("fork"), initializer=_begin, initargs=(die_with_this_process(),)
         ) as pool:
             try:
                 list(pool.map(_Job.run, large))
@@ -237,12 +235,9 @@ def _run(jobs: Sequence[_Job], processes: int) -> None:
             job.run()
 
 
-def _begin(parent: int) -> None:
+def _begin(die_with_parent: Callable[[], None]) -> None:
     """Prepare a process that writes: when the one that started it is killed, it must not go on."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent()
     if "torch" in sys.modules:
         import torch
 

@@ -5,7 +5,6 @@ so killing a worker that hangs is cheap. The nursery ends when its control socke
 of the pool's process does too; then it kills the workers, whatever they are doing.
 """
 
-import ctypes
 import gc
 import os
 import resource
@@ -14,17 +13,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import orjson
 
 from nemo_skills.core.errors import UserError
+from nemo_skills.core.parent import die_with_this_process
 from nemo_skills.evaluation.graders import Grader, GraderSpec
 from nemo_skills.evaluation.pool._wire import HELLO, WANTED, Board, Progress, encode_grades, frame, receive
 from nemo_skills.evaluation.verdicts import Grade, Verdict
 
-_PR_SET_PDEATHSIG = 1
 # a worker that is killed loses the grades that it has not sent: at most so many seconds of work
 _SEND_EVERY_S = 0.005
 
@@ -38,6 +38,7 @@ class Nursery:
         self._grader = grader
         self._memory = memory
         self._pids: set[int] = set()
+        self._die_with_this_process = die_with_this_process()
 
     def run(self) -> None:
         """Start workers until the pool goes away."""
@@ -72,12 +73,11 @@ class Nursery:
     def _start(self, slot: int) -> None:
         ours, theirs = socket.socketpair()
         self._board.write(slot, Progress(0, 0.0))
-        nursery = os.getpid()
         pid = os.fork()
         if pid == 0:
             ours.close()
             self._control.close()
-            _become_worker(nursery, self._memory)
+            _become_worker(self._die_with_this_process, self._memory)
             _serve(theirs, self._grader, self._board, slot)
         self._pids.add(pid)
         theirs.close()
@@ -85,14 +85,11 @@ class Nursery:
             socket.send_fds(self._control, [HELLO.pack(slot, pid)], [ours.fileno()])
 
 
-def _become_worker(nursery: int, memory: int) -> None:
+def _become_worker(die_with_nursery: Callable[[], None], memory: int) -> None:
     signal.set_wakeup_fd(-1)
     for signum in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != nursery:  # it died before the call above
-        os._exit(1)
+    die_with_nursery()
     if memory:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
