@@ -18,6 +18,7 @@ from nemo_skills.pipeline.launch import slurm
 from nemo_skills.pipeline.launch.plan import Component, Job, Plan, chain
 from nemo_skills.pipeline.launch.records import Record, history, latest
 from nemo_skills.pipeline.options import JobOptions
+from nemo_skills.training.metrics_log import read_metrics
 from tests.integration.docker_jobs import python_mounts
 from tests.services.docker import BASE_IMAGE
 from tests.services.process import wait_until
@@ -171,6 +172,18 @@ class SlurmUser:
     def warn(self, job_id: int) -> None:
         """Tell a job that its time limit is near, as Slurm does."""
         self.cluster.command("scancel", "--batch", "--signal=USR1", str(job_id))
+
+    def trained_steps(self) -> list[int]:
+        """Return the steps that a training into `out` has logged."""
+        return [entry.step for entry in read_metrics(self.workspace / "out" / "training" / "metrics.jsonl")]
+
+    def cut_short(self, expname: str, job: str) -> None:
+        """Let the time limit of a training job come soon after it has begun to train."""
+        before = len(self.trained_steps())
+        wait_until(f"{job} trains", lambda: len(self.trained_steps()) > before + 2, 240)
+        job_id = self.ids(expname)[job]
+        self.warn(job_id)
+        wait_until(f"{job} ends", lambda: self.state(job_id) in FINAL, 60)
 
     def queued(self) -> list[str]:
         """Return the ids of jobs that the queue holds of this user's experiments."""

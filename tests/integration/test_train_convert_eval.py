@@ -9,10 +9,8 @@ import pytest
 
 from nemo_skills.examples import quickstart
 from nemo_skills.pipeline import cli
-from nemo_skills.training.metrics_log import read_metrics
 from tests.conftest import REPO, vllm_python
-from tests.integration.slurm_jobs import FINAL, SlurmUser
-from tests.services.process import wait_until
+from tests.integration.slurm_jobs import SlurmUser
 
 pytestmark = [pytest.mark.service(name) for name in ("slurm", "train", "vllm")]
 
@@ -31,10 +29,6 @@ TRAINING = " ".join(
         "++trainer.sft.save_interval=50",
     )
 )
-
-
-def steps(user: SlurmUser) -> list[int]:
-    return [entry.step for entry in read_metrics(user.workspace / "out" / "training" / "metrics.jsonl")]
 
 
 def answers(folder: Path) -> list[str]:
@@ -73,12 +67,8 @@ def test_from_a_nemo_checkpoint_to_scores(slurm_user: SlurmUser, monkeypatch: py
     )
     assert submitted.returncode == 0, submitted.stderr
 
-    # the time limits of the first two jobs come soon after they have begun to train
     for job in ("t", "t-part2"):
-        before = len(steps(user))
-        wait_until(f"{job} trains", lambda before=before: len(steps(user)) > before + 2, 240)
-        user.warn(user.ids("t")[job])
-        wait_until(f"{job} ends", lambda job=job: user.state(user.ids("t")[job]) in FINAL, 60)
+        user.cut_short("t", job)
     assert user.wait("t", timeout_s=700) == {
         "t-from-nemo": "COMPLETED",
         "t": "FAILED",
@@ -86,7 +76,7 @@ def test_from_a_nemo_checkpoint_to_scores(slurm_user: SlurmUser, monkeypatch: py
         "t-part3": "COMPLETED",
         "t-average": "COMPLETED",
     }
-    assert steps(user) == list(range(1, STEPS + 1))
+    assert user.trained_steps() == list(range(1, STEPS + 1))
     assert set(user.wait("t-to-hf", timeout_s=60).values()) == {"COMPLETED"}
     for server_type in ("vllm", "nemo"):
         assert set(user.wait(f"t-eval-{server_type}", timeout_s=300).values()) == {"COMPLETED"}
